@@ -1,0 +1,28 @@
+PYTHON ?= python3.11
+PORT ?= 5000
+export PYTHON PORT
+
+.PHONY: serve test lint lock clean
+
+serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
+	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app
+
+test: .venv/test  ## lint, types and tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+lock: .venv/serve  ## Pipfile.lock anew from Pipfile
+	tools/lock.sh
+
+clean:
+	rm -rf .venv
+
+.venv/serve: Pipfile.lock tools/environment.sh
+	tools/environment.sh .venv packages learner
+	@touch $@
+
+.venv/test: .venv/serve
+	tools/environment.sh .venv dev-packages
+	@touch $@

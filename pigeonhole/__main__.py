@@ -1,0 +1,7 @@
+"""`python -m pigeonhole`."""
+
+import sys
+
+from pigeonhole.cli import main
+
+sys.exit(main())

@@ -1,0 +1,121 @@
+"""Everything that can go wrong, each with its HTTP status, its stable code and one sentence for a person.
+
+    PigeonholeError
+    ├── RequestError                    what a client sent
+    │   ├── NoImage                     400 no_image
+    │   ├── EmptyImage                  400 empty_image
+    │   ├── BadMultipart                400 bad_multipart
+    │   ├── TooLarge                    413 too_large
+    │   ├── TooManyFiles                413 too_many_files
+    │   ├── NotAnImage                  415 not_an_image
+    │   ├── UnsupportedType             415 unsupported_type
+    │   ├── TooManyPixels               422 too_many_pixels
+    │   └── BrokenImage                 422 broken_image
+    ├── ServiceError                    our own trouble, worth another try: Retry-After
+    │   ├── NotReady                    503 not_ready
+    │   ├── NoSpace                     503 no_space
+    │   └── ModelFault                  503 model_fault
+    └── StartError                      the service does not start; the sentence goes to the terminal
+        ├── SettingsError
+        ├── FolderError
+        ├── ModelFileError
+        └── TrainingError
+
+A sentence says what was seen and what is allowed. It holds no path of the server, no traceback and no other library's
+words; those stay in `__cause__`, for the log.
+"""
+
+from __future__ import annotations
+
+
+class PigeonholeError(Exception):
+    """The root: `str(error)` is the sentence."""
+
+
+class RequestError(PigeonholeError):
+    """The client can mend it; trying the same again gives the same answer."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NoImage(RequestError):
+    code = "no_image"
+
+
+class EmptyImage(RequestError):
+    code = "empty_image"
+
+
+class BadMultipart(RequestError):
+    code = "bad_multipart"
+
+
+class TooLarge(RequestError):
+    status = 413
+    code = "too_large"
+
+
+class TooManyFiles(RequestError):
+    status = 413
+    code = "too_many_files"
+
+
+class NotAnImage(RequestError):
+    status = 415
+    code = "not_an_image"
+
+
+class UnsupportedType(RequestError):
+    status = 415
+    code = "unsupported_type"
+
+
+class TooManyPixels(RequestError):
+    status = 422
+    code = "too_many_pixels"
+
+
+class BrokenImage(RequestError):
+    status = 422
+    code = "broken_image"
+
+
+class ServiceError(PigeonholeError):
+    """The client did nothing wrong; `retry_after` is in seconds."""
+
+    status = 503
+    code = "service_error"
+    retry_after = 5
+
+
+class NotReady(ServiceError):
+    code = "not_ready"
+
+
+class NoSpace(ServiceError):
+    code = "no_space"
+
+
+class ModelFault(ServiceError):
+    code = "model_fault"
+
+
+class StartError(PigeonholeError):
+    """Nothing is served; whoever starts the service reads the sentence."""
+
+
+class SettingsError(StartError):
+    pass
+
+
+class FolderError(StartError):
+    pass
+
+
+class ModelFileError(StartError):
+    pass
+
+
+class TrainingError(StartError):
+    pass

@@ -1,0 +1,70 @@
+"""How gunicorn runs the service: `gunicorn -c python:pigeonhole.gunicorn_conf app:app`.
+
+The master only looks at the settings, the folder and the model file; each worker loads the model after the fork, before
+its first request, because torch's threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from pigeonhole.errors import PigeonholeError, SettingsError
+from pigeonhole.intake.uploads import prepare
+from pigeonhole.model.learner import check_export
+from pigeonhole.settings import Settings
+from pigeonhole.web.replies import start_logging
+
+WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
+
+
+def _refuse(error: PigeonholeError, status: int) -> NoReturn:
+    print(f"Pigeonhole does not start.\n{error}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+try:
+    settings = Settings.load()
+except SettingsError as error:
+    _refuse(error, 1)
+
+bind = f"{settings.host}:{settings.port}"
+workers = settings.workers
+threads = settings.threads
+worker_class = "gthread"
+timeout = 120  # seconds a worker may take to load its model; afterwards its heart beats whatever the threads do
+graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 30
+keepalive = 5
+control_socket_disable = True
+accesslog = None  # our own line, one a request, in pigeonhole.web.replies
+loglevel = "warning"
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before anything listens."""
+    try:
+        prepare(settings.uploads)
+        check_export(settings.model)
+    except PigeonholeError as error:
+        _refuse(error, 1)
+
+
+def post_worker_init(worker: Any) -> None:
+    """In each worker, before its first request."""
+    start_logging(settings.log_level)
+    try:
+        engine = worker.wsgi.extensions["predictor"].load()
+    except PigeonholeError as error:
+        _refuse(error, WORKER_BOOT_ERROR)
+    if worker.age == 1:  # the first one speaks for all
+        _say_how_to_try(len(engine.labels))
+
+
+def _say_how_to_try(labels: int) -> None:
+    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
+    address = f"http://{host}:{settings.port}"
+    print(
+        f"Pigeonhole serves {settings.model} ({labels} labels) at {address}\n"
+        f"Try it:  curl -F image=@photo.jpg {address}/predict",
+        flush=True,
+    )

@@ -1,0 +1,65 @@
+"""What can be set, from the environment: the only place that reads it.
+
+Every setting has a type, bounds and a default; what does not fit is refused at the start, all complaints at once.
+The names in the environment are the fields' in capitals: `PORT=8000 make serve`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pigeonhole.errors import SettingsError
+
+MIB = 1024 * 1024
+PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression bomb; we stay below
+
+
+class Settings(BaseSettings):
+    """The service's settings; `Settings.load()` takes them from the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    model: Annotated[Path, Field(description="the file that `learn.export()` wrote")] = Path("export.pkl")
+    host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 5000
+    workers: Annotated[int, Field(ge=1, le=64, description="processes, each with a model of its own")] = 1
+    threads: Annotated[int, Field(ge=1, le=256, description="requests one worker takes in at the same time")] = 8
+    uploads: Annotated[Path, Field(description="folder where a photo lies while it is being answered")] = Path("tmp")
+    orientation: Annotated[
+        Literal["upright", "as-stored"],
+        Field(description="`upright` turns photos by their EXIF tag, `as-stored` does as fastai does"),
+    ] = "upright"
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request")] = 10 * MIB
+    max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
+    max_files: Annotated[int, Field(ge=1, le=1000, description="most files, and most parts, of one form")] = 10
+    # 25 million pixels are 75 MB as RGB; the phones of today take 12 to 24
+    max_pixels: Annotated[
+        int, Field(ge=1, le=PILLOWS_OWN_PIXEL_LIMIT, description="most pixels of a picture, read from its header")
+    ] = 25_000_000
+    max_side: Annotated[int, Field(ge=1, le=65_535, description="longest side of a picture in pixels")] = 10_000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="how much is logged, to standard error")
+    ] = "info"
+
+    @classmethod
+    def load(cls) -> Settings:
+        """The settings of this process's environment.
+
+        Raises:
+            SettingsError: some do not fit; the sentence has a line for each, with the value and what is allowed.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join(map(_complaint, error.errors()))) from error
+
+
+def _complaint(error: object) -> str:
+    assert isinstance(error, dict)
+    name = ".".join(map(str, error["loc"])).upper()
+    allowed = error["msg"].replace("Input should be", "must be")
+    return f"{name}={error['input']} is not possible: it {allowed}."

@@ -1,0 +1,85 @@
+"""One shape for every answer: JSON, with a request id, for our errors, HTTP's, and those nobody foresaw."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from pigeonhole.errors import RequestError, ServiceError
+
+log = logging.getLogger(__name__)
+
+HTTP_CODES = {404: "not_found", 405: "bad_method", 413: "too_large", 415: "unsupported_type"}
+HTTP_SENTENCES = {
+    404: "there is nothing here; POST a photo to /predict.",
+    405: "this address does not take {method}; it takes {allowed}.",
+}
+
+
+def install(app: Flask) -> None:
+    """Give `app` its error handlers, a request id and a log line for each request, and the headers of every answer."""
+    app.register_error_handler(RequestError, _answer_error)
+    app.register_error_handler(ServiceError, _answer_error)
+    app.register_error_handler(HTTPException, _answer_http)
+    app.register_error_handler(Exception, _answer_unforeseen)
+    app.before_request(_begin)
+    app.after_request(_finish)
+
+
+def start_logging(level: str) -> None:
+    """Log to standard error from `level` (a name in any case) on."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+
+
+def error_reply(status: int, code: str, sentence: str) -> Response:
+    """The body that every error has: `{"error": sentence, "code": code, "request_id": id}`."""
+    response = jsonify(error=sentence, code=code, request_id=g.request_id)
+    response.status_code = status
+    return response
+
+
+def _answer_error(error: RequestError | ServiceError) -> Response:
+    response = error_reply(error.status, error.code, str(error))
+    if isinstance(error, ServiceError):
+        response.headers["Retry-After"] = str(error.retry_after)
+        log.error("%s %s", g.request_id, error.code, exc_info=error)
+    return response
+
+
+def _answer_http(error: HTTPException) -> Response:
+    status = error.code or 500
+    if status >= 500:
+        return _answer_unforeseen(error)
+    allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+    sentence = HTTP_SENTENCES.get(status, "{name}.").format(method=request.method, allowed=allowed, name=error.name)
+    response = error_reply(status, HTTP_CODES.get(status, "bad_request"), sentence)
+    for name, value in error.get_headers(request.environ):
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def _answer_unforeseen(error: Exception) -> Response:
+    log.error("%s unforeseen", g.request_id, exc_info=error)
+    response = error_reply(503, "service_error", "something went wrong here, not with your request; please try again.")
+    response.headers["Retry-After"] = str(ServiceError.retry_after)
+    return response
+
+
+def _begin() -> None:
+    g.request_id = uuid.uuid4().hex
+    g.began = time.monotonic()
+
+
+def _finish(response: Response) -> Response:
+    response.headers["X-Request-ID"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    milliseconds = (time.monotonic() - g.began) * 1000
+    path = request.path.encode("unicode_escape").decode()[:200]  # one printable line, whatever was asked for
+    log.info("%s %s %s %d %.0f ms", g.request_id, request.method, path, response.status_code, milliseconds)
+    return response

@@ -1,0 +1,113 @@
+"""Folders of photos in, a learner out that any fastai opens."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pigeonhole.cli import main
+from pigeonhole.errors import TrainingError
+from pigeonhole.model.learner import open_learner
+from pigeonhole.model.torch_ready import import_torch
+from pigeonhole.model.training import Plan, Report, build_model, side_after, train_and_export
+from tests.conftest import ROOT
+from tests.model.learners import photos
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning")
+
+QUICK = ["--arch=xresnet18", "--width=0.125", "--size=32", "--predict-size=48", "--epochs=6", "--batch-size=4"]
+
+
+def test_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train` tells cats from dogs by colour, says how well, draws the confusion, and exports what serves."""
+    train = photos(tmp_path / "photos")
+    (train / "cat" / "broken.jpg").write_bytes(b"not a photo")
+    valid = photos(tmp_path / "valid", each=4)
+    output = tmp_path / "out" / "animals.pkl"
+    output.parent.mkdir()
+    assert main(["train", str(train), "--valid", str(valid), "-o", str(output), *QUICK]) == 0
+    printed = capsys.readouterr()
+    assert "broken.jpg cannot be read as a picture" in printed.err
+    rows = [line.split() for line in printed.out.splitlines() if " of " in line]
+    assert [row[0] for row in rows] == ["cat", "dog", "owl", "all"]
+    assert sum(int(row[1]) for row in rows[:3]) == int(rows[3][1]) > 4  # a third of twelve would be chance
+    assert (output.with_name("animals-confusion.png")).read_bytes().startswith(b"\x89PNG")
+    assert open_learner(output).labels == ("cat", "dog", "owl")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["animals-confusion.png", "animals.pkl"]
+    assert strings_of(output) & {str(tmp_path), "cloudpickle", "_make_function"} == set()
+
+
+def strings_of(export: Path) -> set[str]:
+    """Every string in the pickle, and every folder above a path in it."""
+    with zipfile.ZipFile(export) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        found = {
+            str(argument) for _, argument, _ in pickletools.genops(archive.read(name)) if isinstance(argument, str)
+        }
+    words = {word for text in found for word in text.split()}
+    return words | {str(parent) for word in words for parent in Path(word).parents}
+
+
+def test_the_demo_holds_no_path_and_no_code() -> None:
+    """The committed export names functions instead of carrying their bytecode, and no folder of its maker."""
+    assert not {word for word in strings_of(ROOT / "export.pkl") if word.startswith("/") and len(word) > 1}
+    assert strings_of(ROOT / "export.pkl") & {"cloudpickle", "_make_function"} == set()
+
+
+WRONG_FOLDERS = {
+    "one class": (["a"], ["a"], "at least two; found 1"),
+    "no class": ([], [], "at least two; found 0"),
+    "a class too many": (["a", "b"], ["a", "c"], "that .* lacks: c"),
+    "nothing to validate on": (["a", "b"], [], "holds no photos"),
+}
+
+
+@pytest.mark.parametrize(("train", "valid", "words"), WRONG_FOLDERS.values(), ids=WRONG_FOLDERS.keys())
+def test_wrong_folders(tmp_path: Path, train: list[str], valid: list[str], words: str) -> None:
+    """Folders that cannot be trained on are refused before anything is trained."""
+    for name, classes in (("train", train), ("valid", valid)):
+        (tmp_path / name).mkdir()
+        photos(tmp_path / name, tuple(classes), each=1)
+    with pytest.raises(TrainingError, match=words):
+        train_and_export(Plan(tmp_path / "train", tmp_path / "valid"), tmp_path / "export.pkl")
+    assert not (tmp_path / "export.pkl").exists()
+
+
+def test_nowhere_to_write(tmp_path: Path) -> None:
+    """An output folder that is not there is noticed before hours of training."""
+    with pytest.raises(TrainingError, match="is not a folder"):
+        train_and_export(Plan(tmp_path), tmp_path / "gone" / "export.pkl")
+
+
+@pytest.mark.parametrize(("arch", "width"), [("xresnet18", 0.25), ("resnet18", 1), ("resnet10t", 1)])
+def test_architectures(tmp_path: Path, arch: str, width: float) -> None:
+    """Networks of fastai, torchvision and timm are found by name and answer for each class."""
+    torch = import_torch()
+    model = build_model(Plan(tmp_path, arch=arch, width=width), 7).eval()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("arch", "width", "words"), [("resnet18", 0.5, "--width 1"), ("nonet", 1, "nonet")])
+def test_wrong_architectures(tmp_path: Path, arch: str, width: float, words: str) -> None:
+    """An unknown name, and a width where there is none to choose, are refused."""
+    import_torch()
+    with pytest.raises(TrainingError, match=words):
+        build_model(Plan(tmp_path, arch=arch, width=width), 2)
+
+
+def test_pictures_grow() -> None:
+    """Training begins at half the side, in steps a residual network halves evenly, and ends at the whole of it."""
+    sides = [side_after(done / 100, 128) for done in range(101)]
+    assert (sides[0], sides[-1], sorted(sides) == sides) == (64, 128, True)
+    assert set(sides) <= {64, 96, 128}
+    assert sides.count(128) > 30
+
+
+def test_report() -> None:
+    """The report counts the diagonal."""
+    report = Report(("cat", "dog"), ((3, 1), (2, 4)))
+    assert (report.right, report.total, report.per_class()) == (7, 10, [("cat", 3, 4), ("dog", 4, 6)])
+    assert str(report).splitlines()[-1].split() == ["all", "7", "of", "10", "70.0%"]

@@ -1,0 +1,137 @@
+"""What the README says is so: its commands are run, its tables compared with the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pigeonhole import errors
+from pigeonhole.settings import Settings
+from pigeonhole.web.replies import HTTP_CODES
+from tests.conftest import ROOT, Server, free_port, picture, wait_until_up
+from tests.model.learners import photos
+from tests.test_errors import family
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+CURLS = [command for command in COMMANDS if command.startswith("curl ")]
+KNOWN = ("make serve", "make test", "curl ", ".venv/bin/python -m pigeonhole train ", "docker ")
+
+
+def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, shell=True, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_no_command_goes_untested() -> None:
+    """Each command of the README is of a kind that a test here runs."""
+    assert [command for command in COMMANDS if not command.startswith(KNOWN)] == []
+    assert all(any(command.startswith(kind) for command in COMMANDS) for kind in KNOWN)
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "serve").exists(), reason="make has not made .venv here")
+def test_make_serve_and_curl(tmp_path: Path) -> None:
+    """`make serve` installs nothing a second time, prints the address, answers the curl lines, and stops on Ctrl-C."""
+    for name, colour in (("photo.jpg", "red"), ("other.jpg", "blue")):
+        (tmp_path / name).write_bytes(picture(colour, (60, 80)))
+    port, log = free_port(), tmp_path / "log"
+    environment = {**os.environ, "PORT": str(port)}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["make", "serve"], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    server = Server(f"http://localhost:{port}", process, log)
+    try:
+        wait_until_up(server)
+        answers = [run(command.replace(":5000", f":{port}"), tmp_path).stdout for command in CURLS]
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group of the terminal
+        process.wait(30)
+    assert [isinstance(json.loads(answer)["success"], kind) for answer, kind in zip(answers, (str, list), strict=True)]
+    printed = log.read_text()
+    assert f"curl -F image=@photo.jpg http://localhost:{port}/predict" in printed
+    assert "environment.sh" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "test").exists(), reason="make has not made .venv here")
+@pytest.mark.skipif("PIGEONHOLE_INNER" in os.environ, reason="this is the make test that a test runs")
+def test_make_test() -> None:
+    """`make test` checks style and types and runs pytest (here on one small file of tests)."""
+    result = run("make test", ROOT, PYTEST_ADDOPTS="tests/test_errors.py -p no:cacheprovider", PIGEONHOLE_INNER="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 passed" in result.stdout
+
+
+def test_train(tmp_path: Path) -> None:
+    """The training command works on folders of that shape; here for one epoch on a few small photos."""
+    (command,) = [line for line in COMMANDS if " train " in line]
+    for folder in re.findall(r"photos/\w+", command):
+        photos(tmp_path / folder, each=4)
+    shorter = command.replace(".venv/bin/python", sys.executable) + " --epochs 1 --batch-size 4 --size 32"
+    result = run(shorter, tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert {"export.pkl", "export-confusion.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.skipif(
+    not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode != 0,
+    reason="no Docker engine here; .ci/run builds and runs the image without one where it can",
+)
+def test_docker(tmp_path: Path) -> None:
+    """The image builds and answers."""
+    build, start = (command for command in COMMANDS if command.startswith("docker "))
+    assert run(build, ROOT).returncode == 0
+    port = free_port()
+    name = f"pigeonhole-test-{port}"
+    start = start.replace("run -p 5000:", f"run --rm -d --name {name} -p {port}:")
+    assert run(start, ROOT).returncode == 0
+    try:
+        assert (
+            run(f"curl --retry 30 --retry-all-errors -sf localhost:{port}/ping", ROOT).stdout == '{"success":"pong"}\n'
+        )
+    finally:
+        run(f"docker stop {name}", ROOT)
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the first table after the heading or sentence `title`, without its head."""
+    rows = README.partition(title)[2].partition("| --- |")[2].partition("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def settings_table() -> list[list[str]]:
+    return [
+        [f"`{name.upper()}`", f"`{field.default}`", field.description or ""]
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_settings_table() -> None:
+    """The table of settings is the declaration of settings."""
+    assert table("## Settings") == settings_table()
+
+
+def test_error_table() -> None:
+    """The table of errors holds every code that can be answered, under its status."""
+    answered = {(str(kind.status), kind.code) for kind in family(errors.PigeonholeError) if "code" in vars(kind)}
+    answered -= {("400", errors.RequestError.code)}  # the root's own, never raised
+    answered |= {(str(status), code) for status, code in HTTP_CODES.items()}
+    told = {
+        (status, code)
+        for statuses, codes in table("Every error is")
+        for code in re.findall(r"`(\w+)`", codes)
+        for status in re.findall(r"\d{3}", statuses)
+    }
+    together = {"not_found", "bad_method"}  # one row for 404 and 405
+    assert {pair for pair in told if pair[1] not in together} == {pair for pair in answered if pair[1] not in together}
+    assert together <= {code for _, code in told}

@@ -1,0 +1,84 @@
+"""Imports go one way, and heavy or hazardous things stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SOURCES = sorted([ROOT / "app.py", *(ROOT / "pigeonhole").rglob("*.py")])
+
+ROOMS = {
+    "flask": ("app.py", "pigeonhole/web/"),
+    "werkzeug": ("app.py", "pigeonhole/web/"),
+    "torch": ("pigeonhole/model/",),
+    "torchvision": ("pigeonhole/model/",),
+    "fastai": ("pigeonhole/model/",),
+    "timm": ("pigeonhole/model/",),
+}
+# who may not import whom: errors and settings are leaves, intake and model know no web
+BARRED = {
+    "pigeonhole/errors.py": ("pigeonhole",),
+    "pigeonhole/settings.py": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.model", "app"),
+    "pigeonhole/intake/": ("pigeonhole.web", "pigeonhole.model", "pigeonhole.settings", "app"),
+    "pigeonhole/model/": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.settings", "app"),
+    "pigeonhole/web/": ("pigeonhole.cli", "app"),
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, whether it runs when `path` is imported), for each import that is not for type checkers only."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
+    typing = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if id(node) not in typing:
+            yield from ((name, id(node) not in inside) for name in names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms(path: Path) -> None:
+    """Flask stays in web, torch and fastai in model and inside functions, and nobody imports against the stream."""
+    here = str(path.relative_to(ROOT))
+    for name, at_import in imports(path):
+        for package, rooms in ROOMS.items():
+            if within(name, package):
+                assert here.startswith(rooms), f"{here} imports {name}"
+                assert not (at_import and package not in ("flask", "werkzeug")), (
+                    f"{here} imports {name} before it is needed"
+                )
+        for room, others in BARRED.items():
+            if here.startswith(room):
+                assert not any(within(name, other) for other in others), f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_environment_is_read_in_one_place(path: Path) -> None:
+    """os.environ and os.getenv stand in settings.py only."""
+    named = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not named & {"os.environ", "os.getenv"} or path.name == "settings.py"
+
+
+def test_the_app_imports_no_torch() -> None:
+    """Importing the app loads neither torch nor fastai; the model comes when it is needed."""
+    code = "import app, sys; print([name for name in ('torch', 'fastai', 'torchvision') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"

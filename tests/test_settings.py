@@ -1,0 +1,45 @@
+"""Settings come from the environment, are checked once, and all complaints come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pigeonhole.errors import SettingsError
+from pigeonhole.settings import Settings
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing set, the service runs on this machine alone."""
+    monkeypatch.delenv("PORT", raising=False)
+    settings = Settings.load()
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 5000, Path("export.pkl"))
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name in the environment is the field's in capitals."""
+    monkeypatch.setenv("PORT", "8123")
+    monkeypatch.setenv("ORIENTATION", "as-stored")
+    assert (Settings.load().port, Settings.load().orientation) == (8123, "as-stored")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("THREADS", "0"), ("WORKERS", "1.5"), ("ORIENTATION", "left"),
+     ("MAX_PIXELS", "100000000"), ("MAX_FILES", ""), ("LOG_LEVEL", "loud")],
+)  # fmt: skip
+def test_refusals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A value that does not fit is refused by name, with what was seen."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name}={value} is not possible: it must"):
+        Settings.load()
+
+
+def test_all_complaints_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two mistakes are told in one go."""
+    monkeypatch.setenv("PORT", "http")
+    monkeypatch.setenv("THREADS", "none")
+    with pytest.raises(SettingsError) as refusal:
+        Settings.load()
+    assert [line.partition("=")[0] for line in str(refusal.value).splitlines()] == ["PORT", "THREADS"]
