@@ -1,8 +1,11 @@
-"""The service on one page. `make serve` runs it under gunicorn, `python app.py` on its own."""
+"""The service on one page. `make serve` runs it under gunicorn, and so does `python app.py`."""
 
 from __future__ import annotations
 
-from typing import cast
+import os
+import sys
+from threading import BoundedSemaphore
+from typing import IO, cast
 
 from flask import Flask, request
 
@@ -23,10 +26,12 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     settings = settings or Settings.load()
     predictor = predictor or Predictor(lambda: open_learner(settings.model))
     limits = Limits(settings.max_pixels, settings.max_side)
+    in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: a decoded picture takes a hundred times its file
     app = Flask("pigeonhole", static_folder=None)
+    app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
     FormRequest.install(app, settings)
-    replies.install(app)
+    replies.install(app)  # last, so that it sees each answer first: Flask asks in reverse order
 
     @app.get("/ping")
     def ping() -> dict[str, str]:
@@ -37,17 +42,17 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         images = cast(FormRequest, request).images()
         answers = []
         for image in images:
-            with blamed_on(image, among=images):
-                picture = read_picture(image.stream, limits, settings.orientation)
-                answers.append(predictor.predict(picture).success)
+            with blamed_on(image, among=images), in_hand:
+                answers.append(label_of(image.stream))
         return {"success": answers[0] if len(answers) == 1 else answers}
+
+    def label_of(file: IO[bytes]) -> str | list[str]:
+        return predictor.predict(read_picture(file, limits, settings.orientation)).success
 
     return app
 
 
 if __name__ == "__main__":
-    from pigeonhole.cli import run_locally
-
-    run_locally(create_app)
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"])
 else:
     app = create_app()

@@ -2,13 +2,16 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    app.py  ->  web  ->  model, intake  ->  errors, settings
+    cli, gunicorn_conf  ->  app.py  ->  web  ->  model, intake  ->  errors, settings
 
-    errors      what can go wrong: a status, a stable code, a sentence
-    settings    what can be set, from the environment, checked once
-    intake      getting a picture: hostile bytes in, an upright RGB picture out
-    model       from picture to Prediction; the only rooms where torch and fastai are imported, and late
-    web         the only rooms that import Flask
+    cli             the commands of `python -m pigeonhole`
+    gunicorn_conf   how gunicorn runs the service
+    app.py          the service on one page
+    web             the only rooms that import Flask
+    model           from picture to Prediction; the only rooms where torch and fastai are imported, and late
+    intake          getting a picture: hostile bytes in, an upright RGB picture out
+    errors          what can go wrong: a status, a stable code, a sentence
+    settings        what can be set, from the environment, checked once
 """
 
 __version__ = "0.1.0"

@@ -7,13 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pigeonhole import __version__
 from pigeonhole.errors import PigeonholeError
-
-if TYPE_CHECKING:
-    from flask import Flask
 
 DID_NOT_WORK = 1
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -31,25 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nstopped; nothing was written.", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def run_locally(create_app: Callable[[], Flask]) -> None:
-    """Serve the app on this machine with Flask's own server, as `python app.py` does.
-
-    Exits with status 1 and a sentence when the settings, the folder or the model cannot be used.
-    """
-    from pigeonhole.intake.uploads import prepare
-    from pigeonhole.web.replies import start_logging
-
-    try:
-        app = create_app()
-        settings = app.config["SETTINGS"]
-        start_logging(settings.log_level)
-        prepare(settings.uploads)
-        app.extensions["predictor"].load()
-    except PigeonholeError as error:
-        sys.exit(f"Pigeonhole does not start.\n{error}")
-    app.run(settings.host, settings.port)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +47,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "train",
         help="folders of photos in, export.pkl out",
         description="Train an image classifier from scratch on a folder of photos per class, and export it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_ShowDefaults,
     )
     add = train.add_argument
     add("photos", type=Path, metavar="PHOTOS", help="a folder that holds a folder of photos per class")
@@ -78,21 +55,60 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("-o", "--output", type=Path, metavar="FILE", default=Path("export.pkl"), help="where the learner goes")
     add("--confusion", type=Path, metavar="FILE", help="the confusion matrix as a PNG; else beside the learner")
     add("--arch", default=default["arch"], help="a network of fastai (xresnet…), torchvision or timm, by name")
-    add("--width", type=float, default=default["width"], help="of an xresnet's layers, 1 being the paper's")
-    add("--size", type=int, default=default["size"], help="side of a picture in training, in pixels")
-    add("--predict-size", type=int, default=default["predict_size"], help="side of a picture in prediction, in pixels")
-    add("--epochs", type=int, default=default["epochs"], help="times every photo is seen")
-    add("--batch-size", type=int, default=default["batch_size"], help="photos in a step")
-    add("--lr", type=float, default=default["lr"], help="highest learning rate of the one-cycle schedule")
-    add("--weight-decay", type=float, default=default["weight_decay"], help="of AdamW")
-    add("--min-scale", type=float, default=default["min_scale"], help="smallest share of a photo that a crop shows")
+    add("--width", type=_between(float, 0.01, 8), help="of an xresnet's layers, 1 being the paper's; by default a half")
+    add(
+        "--size", type=_between(int, 16, 1024), default=default["size"], help="side of a picture in training, in pixels"
+    )
+    add(
+        "--predict-size",
+        type=_between(int, 16, 1024),
+        default=default["predict_size"],
+        help="side of a picture in prediction, in pixels",
+    )
+    add("--epochs", type=_between(int, 1, 10_000), default=default["epochs"], help="times every photo is seen")
+    add("--batch-size", type=_between(int, 2, 4096), default=default["batch_size"], help="photos in a step")
+    add(
+        "--lr",
+        type=_between(float, 1e-6, 10),
+        default=default["lr"],
+        help="highest learning rate of the one-cycle schedule",
+    )
+    add("--weight-decay", type=_between(float, 0, 1), default=default["weight_decay"], help="of AdamW")
+    add(
+        "--min-scale",
+        type=_between(float, 0.01, 1),
+        default=default["min_scale"],
+        help="smallest share of a photo that a crop shows",
+    )
     add("--mix", choices=("cutmix", "mixup", "none"), default=default["mix"], help="how two photos become one")
-    add("--dropout", type=float, default=default["dropout"], help="before the last layer")
-    add("--smoothing", type=float, default=default["smoothing"], help="of the labels")
-    add("--no-grow", dest="grow", action="store_false", help="full-size pictures from the first epoch on")
+    add("--dropout", type=_between(float, 0, 0.95), default=default["dropout"], help="before the last layer")
+    add("--smoothing", type=_between(float, 0, 0.95), default=default["smoothing"], help="of the labels")
+    add("--grow", action=argparse.BooleanOptionalAction, default=default["grow"], help="smaller pictures at first")
     add("--precision", choices=("auto", "bf16", "float32"), default=default["precision"], help="of the forward pass")
-    add("--seed", type=int, default=default["seed"], help="of everything random")
+    add("--seed", type=_between(int, 0, 2**32 - 1), default=default["seed"], help="of everything random")
     train.set_defaults(run=_train)
+
+
+class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Add its default to each option's help, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def _between(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """An argument that is a number of `kind` from `low` to `high`."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return number
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -18,11 +18,12 @@
     └── StartError                      the service does not start; the sentence goes to the terminal
         ├── SettingsError
         ├── FolderError
+        ├── PackagesMissing
         ├── ModelFileError
         └── TrainingError
 
-A sentence says what was seen and what is allowed. It holds no path of the server, no traceback and no other library's
-words; those stay in `__cause__`, for the log.
+A sentence says what was seen and what is allowed. One that a client gets holds no path of the server, no traceback and
+no other library's words; those stay in `__cause__`, for the log.
 """
 
 from __future__ import annotations
@@ -110,6 +111,10 @@ class SettingsError(StartError):
 
 
 class FolderError(StartError):
+    pass
+
+
+class PackagesMissing(StartError):
     pass
 
 

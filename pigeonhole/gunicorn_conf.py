@@ -28,7 +28,8 @@ try:
 except SettingsError as error:
     _refuse(error, 1)
 
-bind = f"{settings.host}:{settings.port}"
+host = f"[{settings.host}]" if ":" in settings.host else settings.host  # an IPv6 address
+bind = f"{host}:{settings.port}"
 workers = settings.workers
 threads = settings.threads
 worker_class = "gthread"
@@ -37,7 +38,8 @@ graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 3
 keepalive = 5
 control_socket_disable = True
 accesslog = None  # our own line, one a request, in pigeonhole.web.replies
-loglevel = "warning"
+loglevel = "error"  # its warnings of malformed requests quote what was sent, and that may be a photo
+forwarder_headers = ""  # no client may say under which path the service lies
 
 
 def on_starting(server: Any) -> None:
@@ -55,14 +57,15 @@ def post_worker_init(worker: Any) -> None:
     try:
         engine = worker.wsgi.extensions["predictor"].load()
     except PigeonholeError as error:
-        _refuse(error, WORKER_BOOT_ERROR)
+        first = worker.age <= settings.workers  # a later one that fails must not take the others down
+        _refuse(error, WORKER_BOOT_ERROR if first else 1)
     if worker.age == 1:  # the first one speaks for all
         _say_how_to_try(len(engine.labels))
 
 
 def _say_how_to_try(labels: int) -> None:
-    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
-    address = f"http://{host}:{settings.port}"
+    here = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
+    address = f"http://{here}:{settings.port}"
     print(
         f"Pigeonhole serves {settings.model} ({labels} labels) at {address}\n"
         f"Try it:  curl -F image=@photo.jpg {address}/predict",

@@ -1,11 +1,12 @@
 """What can be set, from the environment: the only place that reads it.
 
 Every setting has a type, bounds and a default; what does not fit is refused at the start, all complaints at once.
-The names in the environment are the fields' in capitals: `PORT=8000 make serve`.
+The names in the environment are the fields' in capitals: `PORT=8000 make serve`. An empty one counts as not set.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,7 @@ PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression
 class Settings(BaseSettings):
     """The service's settings; `Settings.load()` takes them from the environment."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     model: Annotated[Path, Field(description="the file that `learn.export()` wrote")] = Path("export.pkl")
     host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
@@ -35,12 +36,15 @@ class Settings(BaseSettings):
     ] = "upright"
     max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request")] = 10 * MIB
     max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
-    max_files: Annotated[int, Field(ge=1, le=1000, description="most files, and most parts, of one form")] = 10
-    # 25 million pixels are 75 MB as RGB; the phones of today take 12 to 24
+    max_files: Annotated[int, Field(ge=1, le=1000, description="most files in one request")] = 10
+    # phones take 12 to 24 million; decoded, 25 million are 75 MB, and up to 250 MB on the way when transparent
     max_pixels: Annotated[
         int, Field(ge=1, le=PILLOWS_OWN_PIXEL_LIMIT, description="most pixels of a picture, read from its header")
     ] = 25_000_000
     max_side: Annotated[int, Field(ge=1, le=65_535, description="longest side of a picture in pixels")] = 10_000
+    max_decoded: Annotated[
+        int, Field(ge=1, le=256, description="most pictures decoded at the same time in one worker; others wait")
+    ] = 2
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="how much is logged, to standard error")
     ] = "info"
@@ -61,5 +65,5 @@ class Settings(BaseSettings):
 def _complaint(error: object) -> str:
     assert isinstance(error, dict)
     name = ".".join(map(str, error["loc"])).upper()
-    allowed = error["msg"].replace("Input should be", "must be")
+    allowed = re.sub(r"^\w+ should", "must", error["msg"])  # "Input should be a valid integer"
     return f"{name}={error['input']} is not possible: it {allowed}."

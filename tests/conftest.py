@@ -100,10 +100,15 @@ def picture(colour: str = "red", size: tuple[int, int] = (32, 32)) -> bytes:
     return encoded(Image.new("RGB", size, colour))
 
 
-def raw_png(width: int, height: int, bits: int, rows: bytes) -> bytes:
-    """An RGB PNG of `rows` as they stand, filter bytes and all, whatever the header says of their size."""
-    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND"]
+def raw_png(width: int, height: int, bits: int, rows: bytes, colour_type: int = 2, transparent: bytes = b"") -> bytes:
+    """A PNG of `rows` as they stand, filter bytes and all, whatever the header says of their size."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    chunks = [
+        b"IHDR" + header,
+        *([b"tRNS" + transparent] if transparent else []),
+        b"IDAT" + zlib.compress(rows),
+        b"IEND",
+    ]
     sealed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
 

@@ -32,6 +32,21 @@ def test_several_pictures_in_order(client: FlaskClient) -> None:
     assert client.post("/predict", data=form(*files)).json == {"success": ["green", "red", "blue", "red"]}
 
 
+def test_order_across_fields(client: FlaskClient) -> None:
+    """Files under different accepted names are answered in the order they were sent."""
+    part = '--b\r\nContent-Disposition: form-data; name="{}"; filename="x.png"\r\n\r\n'
+    sent = [("image_file", "blue"), ("file", "red"), ("image", "green"), ("file", "blue")]
+    body = b"".join(part.format(field).encode() + picture(colour) + b"\r\n" for field, colour in sent) + b"--b--\r\n"
+    response = client.post("/predict", data=body, content_type="multipart/form-data; boundary=b")
+    assert response.json == {"success": ["blue", "red", "green", "blue"]}
+
+
+def test_ten_files_and_a_button(client: FlaskClient) -> None:
+    """As many files as are allowed may come with other fields."""
+    response = client.post("/predict", data=form(*[(picture(), "x.png")] * 10, submit="Go"))
+    assert response.json == {"success": ["red"] * 10}
+
+
 @pytest.mark.parametrize("field", ["image", "file", "image_file"])
 def test_field_names(client: FlaskClient, field: str) -> None:
     """The field may be called what clients of older systems call it."""
@@ -68,6 +83,7 @@ REFUSALS = {
     "truncated": (form((PNG[:-30], "x.png")), 422, "broken_image"),
     "one of two is bad": (form((PNG, "x.png"), (b"hello", "y.png")), 415, "not_an_image"),
     "too many files": (form(*[(PNG, "x.png")] * 11), 413, "too_many_files"),
+    "too many fields": ({f"field{number}": "x" for number in range(21)}, 413, "too_large"),
     "too much text": (form((PNG, "x.png"), note="x" * (64 * 1024 + 1)), 413, "too_large"),
 }
 
@@ -119,6 +135,14 @@ def test_a_client_that_goes_away(client: FlaskClient) -> None:
     assert (response.status_code, response.json["code"]) == (400, "bad_multipart")
 
 
+@pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream", "text/plain"])
+def test_a_body_that_is_no_form(client: FlaskClient, content_type: str | None) -> None:
+    """A picture that is not in a form is not found, and the answer says how to send it."""
+    response = client.post("/predict", data=PNG, content_type=content_type)
+    assert (response.status_code, response.json["code"]) == (400, "no_image")
+    assert "curl -F image=@photo.jpg" in response.json["error"]
+
+
 @pytest.mark.parametrize("size", [10 * MIB, 10 * MIB + 1])
 def test_body_limit_is_exact(client: FlaskClient, size: int) -> None:
     """A body of exactly the limit is read, a byte more is not."""
@@ -146,6 +170,7 @@ def test_http_errors_are_json(client: FlaskClient, method: str, path: str, statu
 def test_headers_of_every_answer(client: FlaskClient) -> None:
     """Answers are not kept, not guessed at, and carry the request id of their body."""
     response = client.post("/predict")
+    assert response.status_code == 400
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["X-Request-ID"] == response.json["request_id"]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
 from pigeonhole import errors
+from pigeonhole.intake.pictures import Limits, read_picture
+from pigeonhole.model.learner import open_learner
+from pigeonhole.model.training import Plan
 from pigeonhole.settings import Settings
 from pigeonhole.web.replies import HTTP_CODES
 from tests.conftest import ROOT, Server, free_port, picture, wait_until_up
@@ -23,6 +30,7 @@ from tests.test_errors import family
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
+LIMITS = Limits(pixels=25_000_000, side=10_000)
 KNOWN = ("make serve", "make test", "curl ", ".venv/bin/python -m pigeonhole train ", "docker ")
 
 
@@ -33,9 +41,37 @@ def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 
 def test_no_command_goes_untested() -> None:
-    """Each command of the README is of a kind that a test here runs."""
-    assert [command for command in COMMANDS if not command.startswith(KNOWN)] == []
-    assert all(any(command.startswith(kind) for command in COMMANDS) for kind in KNOWN)
+    """Each command of the README is run by a test here, by its number."""
+    kinds = [next((kind for kind in KNOWN if command.startswith(kind)), command) for command in COMMANDS]
+    assert Counter(kinds) == {"make serve": 1, "make test": 1, "curl ": 2, KNOWN[3]: 1, "docker ": 2}
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`((?:[A-Z]+=\S+ )?make \w+)`", README))))
+def test_make_knows(command: str) -> None:
+    """What the README tells to make, in passing, make knows how to make."""
+    assert run(command.replace("make", "make --dry-run"), ROOT).returncode == 0
+
+
+def test_help() -> None:
+    """`train --help` names every field of a plan, with its default."""
+    assert "`.venv/bin/python -m pigeonhole train --help`" in README
+    text = " ".join(run(f"{sys.executable} -m pigeonhole train --help", ROOT, COLUMNS="200").stdout.split())
+    for field in fields(Plan):
+        assert re.search(rf"\b{field.name.replace('_', '-')}\b", text, re.IGNORECASE), field.name
+        assert field.default in (None, MISSING, True) or f"(default: {field.default})" in text, field.name
+
+
+def test_the_demos_figures(clothing: Path) -> None:
+    """The figures of the demo are those of the service's own way from a validation photo to a label."""
+    engine = open_learner(ROOT / "export.pkl")
+    rows = []
+    for folder in sorted((clothing / "validation").iterdir()):
+        paths = sorted(folder.iterdir())
+        answers = [engine.predict(read_picture(io.BytesIO(path.read_bytes()), LIMITS)).success for path in paths]
+        rows.append([folder.name, str(answers.count(folder.name)), str(len(paths))])
+    assert table("validation photos, ") == rows
+    right, photos = (sum(int(row[column]) for row in rows) for column in (1, 2))
+    assert f"right on {right} of the {photos}\nvalidation photos, {right / photos:.1%}" in README
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "serve").exists(), reason="make has not made .venv here")
@@ -55,7 +91,10 @@ def test_make_serve_and_curl(tmp_path: Path) -> None:
         answers = [run(command.replace(":5000", f":{port}"), tmp_path).stdout for command in CURLS]
     finally:
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group of the terminal
-        process.wait(30)
+        status = process.wait(30)
+    assert status == -signal.SIGINT  # make itself, as any program that Ctrl-C ends
+    with socket.socket() as knock:
+        assert knock.connect_ex(("127.0.0.1", port)) != 0  # nobody listens any more
     assert [isinstance(json.loads(answer)["success"], kind) for answer, kind in zip(answers, (str, list), strict=True)]
     printed = log.read_text()
     assert f"curl -F image=@photo.jpg http://localhost:{port}/predict" in printed
@@ -124,7 +163,6 @@ def test_settings_table() -> None:
 def test_error_table() -> None:
     """The table of errors holds every code that can be answered, under its status."""
     answered = {(str(kind.status), kind.code) for kind in family(errors.PigeonholeError) if "code" in vars(kind)}
-    answered -= {("400", errors.RequestError.code)}  # the root's own, never raised
     answered |= {(str(status), code) for status, code in HTTP_CODES.items()}
     told = {
         (status, code)

@@ -46,7 +46,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     }
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         if id(node) not in typing:
             yield from ((name, id(node) not in inside) for name in names)
 
@@ -75,7 +77,14 @@ def test_rooms(path: Path) -> None:
 def test_the_environment_is_read_in_one_place(path: Path) -> None:
     """os.environ and os.getenv stand in settings.py only."""
     named = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert not named & {"os.environ", "os.getenv"} or path.name == "settings.py"
+    named |= {name for name, _ in imports(path)}
+    assert not named & {"os.environ", "os.getenv", "os.environb"} or path.name == "settings.py"
+
+
+def test_the_watch_sees() -> None:
+    """The watch over imports sees every way of writing one."""
+    seen = {name for name, _ in imports(ROOT / "tests" / "test_rooms.py")}
+    assert {"ast", "pathlib.Path", "collections.abc.Iterator", "tests.conftest.ROOT"} <= seen
 
 
 def test_the_app_imports_no_torch() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -19,13 +21,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pigeonhole.intake.pictures import read_picture
+from pigeonhole.intake.pictures import Limits, read_picture
 from pigeonhole.model.learner import open_learner
 from tests.conftest import EXPORT, ROOT, Server, StartServer, encoded, free_port, png_of_size, wait_until_up
 
 CLIENTS = 8
 REQUESTS = 400
 PHOTOS = 20
+LIMIT = 10 * 1024 * 1024
+LIMITS = Limits(pixels=25_000_000, side=10_000)
 
 # torch.jit.script is deprecated, says torch of its own use of it
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
@@ -50,7 +54,7 @@ def post(server: Server, content: bytes, name: str = "x.jpg", field: str = "imag
 def ask_learner() -> Callable[[bytes], str | list[str]]:
     """What learner.predict says of a photo."""
     engine = open_learner(EXPORT)
-    return lambda content: engine.predict(read_picture(io.BytesIO(content))).success
+    return lambda content: engine.predict(read_picture(io.BytesIO(content), LIMITS)).success
 
 
 def test_a_photo_of_each_class(
@@ -105,20 +109,137 @@ def test_refusals(server: Server, content: bytes, field: str, status: int, code:
     assert (answer[0], answer[1]["code"]) == (status, code)
 
 
-def test_half_an_upload(server: Server, server_uploads: Path) -> None:
-    """A client that stops in the middle is told so if it still listens, and nothing of its photo stays."""
+@pytest.mark.parametrize("whole_form", [False, True])
+def test_half_an_upload(server: Server, server_uploads: Path, whole_form: bool) -> None:
+    """A client that stops early is told so if it still listens, and nothing of its photo stays."""
     head = (
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n"
         b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
         b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n'
     )
+    end = b"\r\n--b--\r\n" if whole_form else b""
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30) as connection:
-        connection.sendall(head + JPEG)
+        connection.sendall(head + JPEG + end)
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(65_536)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"bad_multipart" in answer
     assert list(server_uploads.iterdir()) == []
+
+
+def ask(server: Server, *pieces: bytes, pause: float = 0) -> bytes:
+    """Send `pieces` with a pause before each but the first; the beginning of the answer."""
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(pieces[0])
+        for piece in pieces[1:]:
+            time.sleep(pause)
+            try:
+                connection.sendall(piece)
+            except OSError:  # it has closed on us
+                break
+        return connection.recv(65_536)
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+CHUNKS = {
+    "size that is no number": (b"xyz\r\n", 400),
+    "terminator that is none": (b"1\r\naXX", 400),
+}
+
+
+@pytest.mark.parametrize(("chunk", "status"), CHUNKS.values(), ids=CHUNKS.keys())
+def test_bad_chunks(server: Server, chunk: bytes, status: int) -> None:
+    """A chunked body that is malformed is the client's fault, not ours."""
+    assert ask(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk).startswith(b"HTTP/1.1 %d" % status)
+
+
+def test_a_good_chunked_upload(server: Server) -> None:
+    """A chunked body that is well formed is answered."""
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n' + JPEG + b"\r\n--b--\r\n"
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    assert ask(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_limit_is_exact(server: Server, chunked: bool) -> None:
+    """Over a socket, too, a body of exactly the limit is read and a byte more is not."""
+    start = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n' + JPEG
+    for surplus, status in ((0, 200), (1, 413)):
+        body = start.ljust(LIMIT + surplus - 9, b"\0") + b"\r\n--b--\r\n"
+        framed = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        if chunked:
+            framed = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        assert ask(server, HEAD + framed).startswith(b"HTTP/1.1 %d" % status)
+
+
+def test_no_client_moves_the_service(server: Server) -> None:
+    """A header that tells a service its own path is not believed."""
+    assert ask(server, b"GET /ping HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /ping\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_no_debugger(start_server: StartServer, tmp_path: Path) -> None:
+    """FLASK_DEBUG does not open Werkzeug's console, and a request line cannot forge a log line."""
+    server = start_server(UPLOADS=str(tmp_path), FLASK_DEBUG="1")
+    for path in (b"/console", b"/?__debugger__=yes&cmd=resource&f=debugger.js", b"/a%20200%203%20ms%0aINFO"):
+        assert ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 404")
+    assert server.stop() == 0
+    assert "GET /a%20200%203%20ms%0AINFO 404 " in server.log.read_text()
+
+
+def test_an_announced_body_that_never_comes(server: Server) -> None:
+    """An answer that needs no body does not wait for one."""
+    began = time.monotonic()
+    answer = ask(server, b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert time.monotonic() - began < 2
+
+
+def test_a_refused_client_that_drips(server: Server) -> None:
+    """A refused client is heard out for seconds, not for as long as it likes to drip."""
+    began = time.monotonic()
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n"
+    answer = ask(server, head, *[b"x"] * 25, pause=0.3)
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert time.monotonic() - began < 10
+
+
+def test_other_addresses(start_server: StartServer, tmp_path: Path) -> None:
+    """An IPv6 address is listened on, too."""
+    port = free_port()
+    server = start_server(HOST="::1", PORT=str(port), UPLOADS=str(tmp_path), wait=False)
+    wait_until_up(Server(f"http://[::1]:{port}", server.process, server.log))
+    assert server.stop() == 0
+
+
+def test_nothing_of_the_photo_is_logged(start_server: StartServer, tmp_path: Path) -> None:
+    """The log has one line a request at its most talkative, and nothing of the photo, its metadata or its name."""
+    exif = Image.Exif()
+    exif[0x013B] = "Jane Doe"  # the artist
+    uploads = tmp_path / "logged"
+    uploads.mkdir()
+    server = start_server(UPLOADS=str(uploads), LOG_LEVEL="debug")
+    assert post(server, encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif), name="secret name.jpg")[0] == 200
+    assert server.stop() == 0
+    log = server.log.read_text()
+    assert "Jane" not in log
+    assert "secret" not in log
+    assert len([line for line in log.splitlines() if "/predict 200" in line]) == 1
+    uploads.rmdir()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
+def test_a_killed_worker_is_replaced(start_server: StartServer, tmp_path: Path) -> None:
+    """When a worker dies, another takes its place, and nothing of its uploads is left."""
+    uploads = tmp_path / "killed"
+    uploads.mkdir()
+    server = start_server(UPLOADS=str(uploads))
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    os.kill(int(children.read_text()), signal.SIGKILL)
+    wait_until_up(server)
+    assert post(server, JPEG)[0] == 200
+    assert list(uploads.iterdir()) == []
+    assert server.stop() == 0
+    uploads.rmdir()
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
@@ -144,15 +265,12 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("way", ["gunicorn", "app.py"])
 @pytest.mark.parametrize(("environment", "words"), STARTS.values(), ids=STARTS.keys())
-def test_refuses_to_start(tmp_path: Path, environment: dict[str, str], words: str, way: str) -> None:
+def test_refuses_to_start(tmp_path: Path, environment: dict[str, str], words: str) -> None:
     """What cannot work is said in a sentence at the start, with an exit status and no traceback."""
     (tmp_path / "pointer.pkl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     (tmp_path / "damaged.pkl").write_bytes(EXPORT.read_bytes()[:100_000])
-    command = [sys.executable, str(ROOT / "app.py")]
-    if way == "gunicorn":
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
     defaults = {"PORT": str(free_port()), "UPLOADS": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=tmp_path, env=defaults | environment, capture_output=True, text=True, timeout=60)
     assert run.returncode != 0

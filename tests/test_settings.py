@@ -12,7 +12,8 @@ from pigeonhole.settings import Settings
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing set, the service runs on this machine alone."""
-    monkeypatch.delenv("PORT", raising=False)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     settings = Settings.load()
     assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 5000, Path("export.pkl"))
 
@@ -26,14 +27,21 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("THREADS", "0"), ("WORKERS", "1.5"), ("ORIENTATION", "left"),
-     ("MAX_PIXELS", "100000000"), ("MAX_FILES", ""), ("LOG_LEVEL", "loud")],
+    [("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("THREADS", "0"), ("WORKERS", "1.5"),
+     ("ORIENTATION", "left"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud")],
 )  # fmt: skip
 def test_refusals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A value that does not fit is refused by name, with what was seen."""
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"^{name}={value} is not possible: it must"):
         Settings.load()
+
+
+def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is there but empty, as compose files like to pass them, leaves the default."""
+    monkeypatch.setenv("PORT", "")
+    monkeypatch.setenv("UPLOADS", "")
+    assert (Settings.load().port, Settings.load().uploads) == (5000, Path("tmp"))
 
 
 def test_all_complaints_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make a Python environment that holds exactly what Pipfile.lock says.
+# Make a Python environment that holds what Pipfile.lock says, in the versions and with the hashes it says.
 #
 #   tools/environment.sh FOLDER CATEGORY...      for example: .venv packages learner
 #
@@ -15,9 +15,12 @@ folder=$1
 shift
 categories=$*
 
-command -v "$PYTHON" >/dev/null || { echo "Pigeonhole needs Python 3.11; '$PYTHON' is not there." >&2; exit 1; }
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || {
+    echo "Pigeonhole needs Python 3.11, and '$PYTHON' is not that; name one with PYTHON=..." >&2
+    exit 1
+}
 echo "Setting up $folder for: $categories. This happens once and takes a minute or more."
-[ -x "$folder/bin/python" ] || "$PYTHON" -m venv "$folder"
+[ -x "$folder/bin/pip" ] || "$PYTHON" -m venv "$folder"
 [ -x "$folder/pipenv/bin/pipenv" ] || {
     "$folder/bin/python" -m venv "$folder/pipenv"
     "$folder/pipenv/bin/pip" install --quiet --disable-pip-version-check "pipenv==$PIPENV_VERSION"

@@ -7,45 +7,39 @@ used.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import IO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, TooManyPixels, UnsupportedType
 
 ACCEPTED = "JPEG, PNG, GIF, WebP and BMP"
 HEAD = 512  # bytes looked at to tell a type
 
-SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (8, b"WEBP", "WEBP"),  # after RIFF and a length
-    (0, b"BM", "BMP"),
-)
-
-# Files people do send, told apart so that the answer can name what was seen.
-OTHER_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftypavif", "an AVIF picture"),
-    (4, b"ftypavis", "an AVIF picture"),
-    (4, b"ftyphei", "a HEIC picture, as iPhones take them"),
-    (4, b"ftyphev", "a HEIC picture, as iPhones take them"),
-    (4, b"ftypmif1", "a HEIF picture"),
-    (4, b"ftyp", "a video"),
-    (0, b"II*\x00", "a TIFF picture"),
-    (0, b"MM\x00*", "a TIFF picture"),
-    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
-    (0, b"\xff\x0a", "a JPEG XL picture"),
-    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
-    (0, b"8BPS", "a Photoshop file"),
-    (0, b"\x00\x00\x01\x00", "an icon"),
-    (0, b"%PDF", "a PDF"),
-    (0, b"PK\x03\x04", "a ZIP file"),
-)
+SIGNATURES = {  # of the accepted types, by Pillow's name
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00{3}",  # the sizes that its second header may have
+}
+OTHER_SIGNATURES = {  # files that people do send, told apart so that the answer can name what was seen
+    "an AVIF picture": rb"....ftypavi[fs]",
+    "a HEIC picture, as iPhones take them": rb"....ftyphe[iv]",
+    "a HEIF picture": rb"....ftypmif1",
+    "a video": rb"....ftyp",
+    "a TIFF picture": rb"II\*\x00|MM\x00\*",
+    "a JPEG 2000 picture": rb"\x00{3}\x0cjP  ",
+    "a JPEG XL picture": rb"\xff\x0a|\x00{3}\x0cJXL ",
+    "a Photoshop file": rb"8BPS",
+    "an icon": rb"\x00\x00\x01\x00",
+    "a PDF": rb"%PDF",
+    "a ZIP file": rb"PK\x03\x04",
+}
 
 EXIF_ORIENTATION = 0x0112  # TIFF 6.0, section 8; values 1 to 8
 TURNS = {
@@ -58,7 +52,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns from 89 million pixels and refuses from twice that; here the warning is a refusal too.
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two neighbouring levels of two and of four bits, in levels of eight
+
+# Pillow says what it thinks of a file's metadata in warnings, at lengths that the file chooses; nobody reads them here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# It warns from 89 million pixels on and refuses from twice that; here the warning is a refusal too.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
@@ -66,12 +64,12 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 class Limits:
     """The largest picture that is decoded, in pixels."""
 
-    pixels: int = 25_000_000
-    side: int = 10_000
+    pixels: int
+    side: int
 
 
 def read_picture(
-    file: IO[bytes], limits: Limits | None = None, orientation: Literal["upright", "as-stored"] = "upright"
+    file: IO[bytes], limits: Limits, orientation: Literal["upright", "as-stored"] = "upright"
 ) -> Image.Image:
     """Decode `file`, a seekable stream, into a Pillow picture of mode RGB; transparency lies over white.
 
@@ -84,11 +82,13 @@ def read_picture(
     kind = sniff(file)
     try:
         with Image.open(file, formats=[kind]) as image:
-            _check_size(image, limits or Limits())
+            _check_size(image, limits)
+            stored_as = _raw_mode(image)
             image.load()
+            _mend_transparency(image, stored_as)
             return to_rgb(_turned(image) if orientation == "upright" else image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(_too_many("far more", limits or Limits())) from error
+        raise TooManyPixels(_too_many("far too many", limits)) from error
     except (TooManyPixels, MemoryError):
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, IndexError, …
@@ -117,26 +117,29 @@ def sniff(file: IO[bytes]) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` of any mode of the accepted types as 8-bit RGB, what is transparent over white."""
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
+    if image.mode.startswith("I"):
         return _sixteen_to_eight_bits(image).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        picture = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(picture, mask=picture)  # half the memory of alpha_composite, which wants four channels
+        return white
     return image.convert("RGB")
 
 
-def _match(head: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
-    return next((name for at, magic, name in signatures if head.startswith(magic, at)), None)
+def _match(head: bytes, signatures: dict[str, bytes]) -> str | None:
+    return next((name for name, pattern in signatures.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
-        raise TooManyPixels(_too_many(f"{width}x{height} pixels", limits))
+        raise TooManyPixels(_too_many(f"{width}x{height}", limits))
 
 
 def _too_many(seen: str, limits: Limits) -> str:
-    return f"the picture has {seen}; at most {limits.pixels / 1e6:g} million and {limits.side} a side are accepted."
+    most = f"{limits.pixels / 1e6:g} million, and {limits.side} on a side"
+    return f"the picture has {seen} pixels; at most {most}, are accepted."
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -148,5 +151,24 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, what is transparent white; Pillow's convert("RGB") would clip all but the darkest."""
     values = np.asarray(image).astype(np.uint32).clip(0, 65_535)
-    return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
+    grey = ((values * 255 + 32_767) // 65_535).astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the pixels lie in the file, as Pillow's decoders call it: "L;4" is grey of four bits."""
+    arguments = image.tile[0].args if image.tile else None
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _mend_transparency(image: Image.Image, stored_as: str) -> None:
+    """Bring the one transparent colour of a PNG to the eight bits its pixels were brought to; Pillow forgets to."""
+    colour = image.info.get("transparency")
+    if stored_as in GREY_STEPS and isinstance(colour, int):
+        image.info["transparency"] = colour * GREY_STEPS[stored_as]
+    elif stored_as == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in colour)

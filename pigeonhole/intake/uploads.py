@@ -18,7 +18,7 @@ from typing import Any
 
 from pigeonhole.errors import FolderError, NoSpace
 
-PREFIX = "pigeonhole-"  # seen only where there is no O_TMPFILE, between creating a file and unlinking it
+PREFIX = ".pigeonhole-upload-"  # seen only where there is no O_TMPFILE, between creating a file and unlinking it
 
 
 class Upload(io.BufferedRandom):
@@ -73,14 +73,15 @@ def prepare(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise FolderError(f"UPLOADS={folder} is a symbolic link; name the folder itself.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  Path.is_dir raises for a name that is too long
         raise FolderError(f"UPLOADS={folder} is not there; create the folder, or name another.")
     try:
-        for leftover in folder.glob(PREFIX + "*"):
-            leftover.unlink(missing_ok=True)
         _nameless(folder).close()
-    except (OSError, NoSpace) as error:
+    except NoSpace as error:
         raise FolderError(f"UPLOADS={folder} cannot be written to by this user.") from error
+    for leftover in folder.glob(PREFIX + "*"):
+        with suppress(OSError):  # a folder, or another user's in a shared /tmp
+            leftover.unlink()
 
 
 def _nameless(folder: Path) -> Upload:

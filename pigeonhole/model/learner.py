@@ -27,10 +27,6 @@ ZIP_MAGIC = b"PK\x03\x04"  # torch.save since torch 1.6
 PICKLE_MAGIC = b"\x80"  # torch.save before, and every pickle of protocol 2 and later
 GIT_LFS_MAGIC = b"version https://git-lfs"
 
-INSTALL_HINT = (
-    "fastai and torch are not installed here; `make serve` installs them, `pipenv sync --categories learner` too."
-)
-
 
 def check_export(path: Path) -> None:
     """Look at the file without opening it as a pickle, and without torch.
@@ -38,13 +34,13 @@ def check_export(path: Path) -> None:
     Raises:
         ModelFileError: it is missing, empty, or visibly something else than an export.
     """
-    if not path.exists():
-        raise ModelFileError(f"MODEL={path} is not there; put the file there that learn.export() wrote.")
-    if not path.is_file():
-        raise ModelFileError(f"MODEL={path} is not a file; name the file that learn.export() wrote.")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"MODEL={path} is not there; put the file there that learn.export() wrote.") from error
+    except IsADirectoryError as error:
+        raise ModelFileError(f"MODEL={path} is a folder; name the file that learn.export() wrote.") from error
     except OSError as error:
         raise ModelFileError(f"MODEL={path} cannot be read by this user.") from error
     if not head:
@@ -63,14 +59,13 @@ def open_learner(path: Path) -> LearnerEngine:
     """Load the learner in `path` on the CPU. The file can run code: open only what you trust.
 
     Raises:
-        ModelFileError: it is no export of an image classifier, or its packages are missing.
+        ModelFileError: it is no export of an image classifier.
+        PackagesMissing: fastai or torch is not installed.
     """
     check_export(path)
-    try:
-        import_torch()
-        from fastai.learner import load_learner
-    except ImportError as error:
-        raise ModelFileError(INSTALL_HINT) from error
+    import_torch()
+    from fastai.learner import load_learner
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fastai warns of pickle at every load; the README does too
@@ -123,9 +118,12 @@ def _item_class(learner: Learner) -> Any:
     """What the learner's item pipeline makes of a file: PILImage, PILImageBW, or a class of the user's."""
     from fastai.vision.core import PILBase
 
-    item_class = learner.dls.valid_ds.tls[0].types[-1]
+    try:
+        item_class = learner.dls.valid_ds.tls[0].types[-1]
+    except (AttributeError, IndexError):  # of tables, text, and whatever else has no pipeline of items
+        item_class = None
     if not (isinstance(item_class, type) and issubclass(item_class, PILBase)):
-        raise ModelFileError(f"the learner takes {item_class}; only classifiers of pictures are served.")
+        raise ModelFileError("the learner does not take pictures; only image classifiers are served.")
     return item_class
 
 

@@ -48,17 +48,24 @@ class Predictor:
     def __init__(self, open_engine: Callable[[], Engine]) -> None:
         self._open_engine = open_engine
         self._engine: Engine | None = None
-        self._loading = threading.Lock()  # guards _engine: a model is opened once, however many threads ask first
+        self._refusal: StartError | None = None
+        self._loading = threading.Lock()  # guards both: a model is opened once, however many threads ask first
 
     def load(self) -> Engine:
         """Open the engine if it is not open.
 
         Raises:
-            StartError: it cannot be opened.
+            StartError: it cannot be opened; it is not tried again.
         """
         with self._loading:
+            if self._refusal:
+                raise self._refusal.with_traceback(None)
             if self._engine is None:
-                self._engine = self._open_engine()
+                try:
+                    self._engine = self._open_engine()
+                except StartError as refusal:
+                    self._refusal = refusal
+                    raise
             return self._engine
 
     def predict(self, picture: Image) -> Prediction:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from pigeonhole.errors import PackagesMissing
+
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,10 +25,19 @@ def import_torch() -> ModuleType:
     """Import torch and torchvision, whichever builds they are, and return torch.
 
     Raises:
-        ImportError: torch or torchvision is not installed.
+        PackagesMissing: the learner packages are not installed.
     """
-    import torch
+    try:
+        import fastai  # noqa: F401
+        import torch
 
+        _import_torchvision(torch)
+    except ImportError as error:
+        raise PackagesMissing("fastai and torch are not installed here; `make serve` installs them.") from error
+    return torch
+
+
+def _import_torchvision(torch: ModuleType) -> None:
     try:
         import torchvision
     except RuntimeError as error:
@@ -34,7 +45,6 @@ def import_torch() -> ModuleType:
             raise
         _declare_detection_operators(torch)
         import torchvision  # noqa: F401
-    return torch
 
 
 def _declare_detection_operators(torch: ModuleType) -> None:

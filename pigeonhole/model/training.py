@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 VALIDATION_SHARE = 0.2  # of the photos, where no folder for validation is named
+XRESNET_WIDTH = 0.5  # where none is chosen: four times fewer weights and operations than in the paper
 SIZE_STEP = 32  # pixels; a residual network halves its input five times
 SMALLEST_SHARE = 0.5  # of the final side, at the first epoch
 GROWN_AFTER = 0.7  # of the batches; the rest sees full-size pictures, as prediction will
@@ -40,7 +41,7 @@ class Plan:
     photos: Path
     valid: Path | None = None
     arch: str = "xse_resnet34"
-    width: float = 0.5
+    width: float | None = None
     size: int = 128
     predict_size: int = 144
     epochs: int = 130
@@ -89,18 +90,20 @@ def train_and_export(plan: Plan, output: Path, confusion: Path | None = None) ->
     `confusion` is by default beside `output`. Neither file is touched until training is through, nor left half written.
 
     Raises:
-        TrainingError: as `train`, or a file cannot be written.
+        TrainingError: as `train`, or a file cannot be written, which is noticed before training.
     """
+    for path in filter(None, (output, confusion)):
+        if path.is_dir():
+            raise TrainingError(f"{path} is a folder; name a file in it.")
     confusion = confusion or output.with_name(f"{output.stem}-confusion.png")
-    for path in (output, confusion):
-        if not path.parent.is_dir():
-            raise TrainingError(f"{path.parent} is not a folder; {path.name} cannot be written there.")
-    learn = train(plan)
-    with _replacing(confusion) as path:
-        report = evaluate(learn, path)
+    if confusion == output:
+        raise TrainingError(f"{output} cannot be the learner and the confusion matrix at once.")
+    with _replacing(confusion) as confusion_draft:
+        with _replacing(output) as learner_draft:
+            learn = train(plan)
+            export(learn, learner_draft)  # before anything else: hours are in it
+        report = evaluate(learn, confusion_draft)
     print(report)
-    with _replacing(output) as path:
-        export(learn, path)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB; confusion matrix: {confusion}")
     return report
 
@@ -110,19 +113,18 @@ def train(plan: Plan) -> Learner:
 
     Raises:
         TrainingError: the folders hold no classes, the architecture is unknown, or the options contradict each other.
-        ImportError: the learner packages are not installed.
+        PackagesMissing: fastai or torch is not installed.
     """
     torch = import_torch()
     import fastai.callback.schedule  # noqa: F401  gives the Learner its fit_one_cycle
-    from fastai.data.transforms import get_image_files
     from fastai.learner import Learner
     from fastai.losses import LabelSmoothingCrossEntropy
     from fastai.metrics import accuracy
     from fastai.torch_core import set_seed
 
     set_seed(plan.seed, reproducible=True)
-    train_files = readable(get_image_files(plan.photos))
-    valid_files = readable(get_image_files(plan.valid)) if plan.valid else None
+    train_files = photos_in(plan.photos)
+    valid_files = photos_in(plan.valid) if plan.valid else None
     dls = _data(plan, train_files, valid_files)
     learn = Learner(
         dls,
@@ -174,20 +176,29 @@ def export(learn: Learner, path: Path) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place when all went well, and goes when not."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        draft = Path(folder) / path.name
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror}.") from error
+    with folder:
+        draft = Path(folder.name) / path.name
         yield draft
         draft.replace(path)
 
 
-def readable(files: Sequence[Path]) -> list[Path]:
-    """`files` in a fixed order without those that cannot be decoded, which are named on standard error."""
+def photos_in(folder: Path) -> list[Path]:
+    """The photos of `folder/CLASS/`, in a fixed order; what lies elsewhere or does not decode is named and left out."""
+    from fastai.data.transforms import get_image_files
     from fastai.vision.utils import verify_images
 
-    broken = set(verify_images(files))
-    for path in sorted(broken):
-        print(f"{path} cannot be read as a picture and is left out.", file=sys.stderr)
-    return sorted(set(files) - broken)
+    found = sorted(get_image_files(folder))
+    photos = [path for path in found if path.parent.parent == folder]
+    broken = set(verify_images(photos))
+    for path in found:
+        if path in broken or path.parent.parent != folder:
+            reason = "cannot be read as a picture" if path in broken else f"is not in a folder of its class in {folder}"
+            print(f"{path} {reason}; it is left out.", file=sys.stderr)
+    return [path for path in photos if path not in broken]
 
 
 def _data(plan: Plan, train_files: list[Path], valid_files: list[Path] | None) -> Any:
@@ -203,6 +214,9 @@ def _data(plan: Plan, train_files: list[Path], valid_files: list[Path] | None) -
         splitter = RandomSplitter(VALIDATION_SHARE, seed=plan.seed)
     else:
         splitter = IndexSplitter(list(range(len(train_files), len(files))))
+    trained = len(splitter(files)[0])
+    if trained < 2 or trained == len(files):
+        raise TrainingError(f"{len(files)} photos are too few to train on some and validate on others.")
     block = DataBlock(
         blocks=(ImageBlock, CategoryBlock(vocab=classes)),
         get_y=parent_label,
@@ -214,7 +228,8 @@ def _data(plan: Plan, train_files: list[Path], valid_files: list[Path] | None) -
             Normalize.from_stats(*imagenet_stats),
         ],
     )
-    return block.dataloaders(files, path=Path(), bs=plan.batch_size, num_workers=min(2, os.cpu_count() or 1))
+    workers = min(2, os.cpu_count() or 1)
+    return block.dataloaders(files, path=Path(), bs=min(plan.batch_size, trained), num_workers=workers)
 
 
 def _classes(plan: Plan, train_files: list[Path], valid_files: list[Path] | None) -> list[str]:
@@ -235,24 +250,33 @@ def build_model(plan: Plan, classes: int) -> nn.Module:
     """A network with random weights: one of fastai's xresnets, else torchvision's, else timm's, by name.
 
     Raises:
-        TrainingError: none of the three knows the name, or a width was asked of one that has none.
+        TrainingError: none of the three knows the name, fastai cannot put its head on that network, or a width was
+            asked of one that has none.
     """
     import torchvision
-    from fastai.vision.learner import create_timm_model, create_vision_model
+    from fastai.vision.learner import create_timm_model
     from fastai.vision.models import xresnet
 
-    if hasattr(xresnet, plan.arch):
-        arch = partial(getattr(xresnet, plan.arch), widen=plan.width)
-        return create_vision_model(arch, classes, pretrained=False, ps=plan.dropout)
-    if plan.width != 1:
-        raise TrainingError(f"a width can be chosen for fastai's xresnets only; use --width 1 with {plan.arch}.")
+    if plan.arch.startswith("x") and plan.arch in xresnet.__all__:
+        return _with_head(partial(getattr(xresnet, plan.arch), widen=plan.width or XRESNET_WIDTH), plan, classes)
+    if plan.width is not None:
+        raise TrainingError(f"a width can be chosen for fastai's xresnets only, not for {plan.arch}.")
     if plan.arch in torchvision.models.list_models(module=torchvision.models):
-        return create_vision_model(getattr(torchvision.models, plan.arch), classes, pretrained=False, ps=plan.dropout)
+        return _with_head(getattr(torchvision.models, plan.arch), plan, classes)
     import timm
 
     if timm.is_model(plan.arch):
         return create_timm_model(plan.arch, classes, pretrained=False, ps=plan.dropout)[0]
     raise TrainingError(f"no architecture is called {plan.arch}; fastai's xresnets, torchvision and timm were asked.")
+
+
+def _with_head(arch: Callable[..., nn.Module], plan: Plan, classes: int) -> nn.Module:
+    from fastai.vision.learner import create_vision_model
+
+    try:
+        return create_vision_model(arch, classes, pretrained=False, ps=plan.dropout)
+    except Exception as error:  # fastai cuts a network at its pooling layer; what has none fails in many ways
+        raise TrainingError(f"fastai cannot make a classifier of {plan.arch}; try it by timm's name.") from error
 
 
 def _callbacks(plan: Plan) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from urllib.parse import quote
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -13,10 +14,10 @@ from pigeonhole.errors import RequestError, ServiceError
 
 log = logging.getLogger(__name__)
 
-HTTP_CODES = {404: "not_found", 405: "bad_method", 413: "too_large", 415: "unsupported_type"}
+HTTP_CODES = {404: "not_found", 405: "bad_method"}
 HTTP_SENTENCES = {
     404: "there is nothing here; POST a photo to /predict.",
-    405: "this address does not take {method}; it takes {allowed}.",
+    405: "this address takes {allowed} only.",
 }
 
 
@@ -31,8 +32,10 @@ def install(app: Flask) -> None:
 
 
 def start_logging(level: str) -> None:
-    """Log to standard error from `level` (a name in any case) on."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    """Log to standard error what the service has to say from `level` on, a name in any case."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    # ours only: what Pillow says at debug level holds the photo's metadata
+    logging.getLogger("pigeonhole").setLevel(level.upper())
 
 
 def error_reply(status: int, code: str, sentence: str) -> Response:
@@ -55,7 +58,7 @@ def _answer_http(error: HTTPException) -> Response:
     if status >= 500:
         return _answer_unforeseen(error)
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-    sentence = HTTP_SENTENCES.get(status, "{name}.").format(method=request.method, allowed=allowed, name=error.name)
+    sentence = HTTP_SENTENCES.get(status, "{name}.").format(allowed=allowed, name=error.name)
     response = error_reply(status, HTTP_CODES.get(status, "bad_request"), sentence)
     for name, value in error.get_headers(request.environ):
         if name == "Allow":
@@ -80,6 +83,7 @@ def _finish(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
     milliseconds = (time.monotonic() - g.began) * 1000
-    path = request.path.encode("unicode_escape").decode()[:200]  # one printable line, whatever was asked for
-    log.info("%s %s %s %d %.0f ms", g.request_id, request.method, path, response.status_code, milliseconds)
+    path = quote(request.path)[:200]  # one printable word, whatever was asked for
+    method = request.method[:10]
+    log.info("%s %s %s %d %.0f ms", g.request_id, method, path, response.status_code, milliseconds)
     return response

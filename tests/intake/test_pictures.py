@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image, ImageFile
 
 from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, RequestError, TooManyPixels, UnsupportedType
 from pigeonhole.intake.pictures import EXIF_ORIENTATION, SIGNATURES, Limits, read_picture
-from tests.conftest import encoded, png_of_size, raw_png
+from tests.conftest import ROOT, encoded, png_of_size, raw_png
 
 # Darker towards the right, so that no turn of it looks the same, and with every channel in use.
 RAMP = np.dstack([np.tile(np.linspace(250, 20, 24), (16, 1)), np.full((16, 24), 90), np.full((16, 24), 30)]).astype(
@@ -19,8 +21,11 @@ RAMP = np.dstack([np.tile(np.linspace(250, 20, 24), (16, 1)), np.full((16, 24), 
 ORIGINAL = Image.fromarray(RAMP)
 
 
-def read(content: bytes, **options: object) -> Image.Image:
-    return read_picture(io.BytesIO(content), **options)
+LIMITS = Limits(pixels=25_000_000, side=10_000)
+
+
+def read(content: bytes, limits: Limits = LIMITS, **options: object) -> Image.Image:
+    return read_picture(io.BytesIO(content), limits, **options)
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
@@ -70,6 +75,36 @@ def test_sixteen_bit_rgb() -> None:
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in RAMP)
     content = raw_png(24, 16, bits=16, rows=rows)
     assert difference(read(content), ORIGINAL) == 0
+
+
+TRANSPARENT = {  # PNG colour type, bits, the transparent colour as tRNS, a row of two pixels: that colour and another
+    "grey of 2 bits": (0, 2, b"\0\1", b"\x60", (170, 170, 170)),
+    "grey of 4 bits": (0, 4, b"\0\5", b"\x5a", (170, 170, 170)),
+    "grey of 8 bits": (0, 8, b"\0\x50", b"\x50\xaa", (170, 170, 170)),
+    "grey of 16 bits": (0, 16, b"\x50\x01", b"\x50\x01\xaa\xaa", (170, 170, 170)),
+    "rgb of 8 bits": (2, 8, b"\0\x50\0\1\0\2", b"\x50\1\2\xaa\xab\xac", (170, 171, 172)),
+    "rgb of 16 bits": (2, 16, b"\x50\x01\1\1\2\2", b"\x50\x01\1\1\2\2\xaa\0\xab\0\xac\0", (170, 171, 172)),
+}
+
+
+@pytest.mark.parametrize(("colour_type", "bits", "key", "row", "other"), TRANSPARENT.values(), ids=TRANSPARENT.keys())
+def test_one_transparent_colour(colour_type: int, bits: int, key: bytes, row: bytes, other: tuple[int, ...]) -> None:
+    """The colour that a PNG declares transparent is white at every depth, and no other colour is."""
+    content = raw_png(2, 1, bits=bits, rows=b"\0" + row, colour_type=colour_type, transparent=key)
+    picture = read(content)
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), other]
+
+
+def test_warnings_are_not_printed() -> None:
+    """What Pillow thinks of broken metadata does not flood the log."""
+    code = """
+import io, sys
+from pigeonhole.intake.pictures import Limits, read_picture
+read_picture(io.BytesIO(sys.stdin.buffer.read()), Limits(25_000_000, 10_000))
+"""
+    content = encoded(ORIGINAL, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 50)
+    run = subprocess.run([sys.executable, "-c", code], input=content, cwd=ROOT, capture_output=True)
+    assert (run.returncode, run.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
@@ -142,6 +177,7 @@ def test_animations(kind: str) -> None:
         (b"", EmptyImage),
         (b"\xff", NotAnImage),
         (b"hello", NotAnImage),
+        (b"BMW is a maker of cars and motorcycles", NotAnImage),
         (b"<?php system('id'); ?>", NotAnImage),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", NotAnImage),
         (b"\x7fELF" + bytes(60), NotAnImage),
@@ -152,7 +188,7 @@ def test_animations(kind: str) -> None:
         (encoded(ORIGINAL, "ICO"), UnsupportedType),
         (b"\0\0\0\x18ftypheic" + bytes(60), UnsupportedType),
     ],
-    ids=["empty", "one-byte", "text", "php", "svg", "elf", "eps", "zip", "tiff", "avif", "ico", "heic"],
+    ids=["empty", "one-byte", "text", "bmw", "php", "svg", "elf", "eps", "zip", "tiff", "avif", "ico", "heic"],
 )
 def test_other_files(content: bytes, error: type[RequestError]) -> None:
     """What is not one of the five types is refused by its first bytes, and the answer says which are taken."""
@@ -172,9 +208,17 @@ def test_truncated(kind: str, part: float) -> None:
 
 def test_the_signature_alone() -> None:
     """A file that is only a signature is broken, for each type."""
-    for at, magic, _ in SIGNATURES:
+    signatures = (
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"RIFF\4\0\0\0WEBP",
+        b"BM" + bytes(12) + b"\x28\0\0\0",
+    )
+    assert len(signatures) == len(SIGNATURES)
+    for signature in signatures:
         with pytest.raises(BrokenImage):
-            read(b"RIFF\x04\0\0\0"[:at] + magic)
+            read(signature)
 
 
 def test_truncated_images_stay_refused() -> None:
@@ -195,9 +239,42 @@ def test_too_many_pixels(size: tuple[int, int]) -> None:
 def test_limits_are_exact() -> None:
     """A picture of exactly the limit is taken, one more pixel is not."""
     assert read(encoded(ORIGINAL), limits=Limits(pixels=24 * 16, side=24)).size == (24, 16)
-    for limits in (Limits(pixels=24 * 16 - 1), Limits(side=23)):
+    for limits in (Limits(24 * 16 - 1, side=24), Limits(24 * 16, side=23)):
         with pytest.raises(TooManyPixels):
             read(encoded(ORIGINAL), limits=limits)
+
+
+def test_a_bomb_is_not_announced() -> None:
+    """A picture in the zone where Pillow only warns is refused without a word on standard error."""
+    code = """
+import io, sys
+from pigeonhole.errors import TooManyPixels
+from pigeonhole.intake.pictures import Limits, read_picture
+try:
+    read_picture(io.BytesIO(sys.stdin.buffer.read()), Limits(25_000_000, 10_000))
+except TooManyPixels:
+    print("refused")
+"""
+    bomb = png_of_size(9_900, 9_900)
+    run = subprocess.run([sys.executable, "-c", code], input=bomb, cwd=ROOT, capture_output=True)
+    assert (run.stdout, run.stderr) == (b"refused\n", b"")
+
+
+def test_memory_of_a_transparent_picture() -> None:
+    """25 million transparent pixels cost at most ten bytes each on top of what the process had."""
+    code = """
+import io, resource, sys
+from pigeonhole.intake.pictures import Limits, read_picture
+read_picture(io.BytesIO(sys.stdin.buffer.read()), Limits(25_000_000, 10_000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+    def peak(side: int) -> int:
+        content = encoded(Image.new("RGBA", (side, side), (9, 99, 199, 128)))
+        run = subprocess.run([sys.executable, "-c", code], input=content, cwd=ROOT, capture_output=True, check=True)
+        return int(run.stdout)  # kilobytes
+
+    assert (peak(5000) - peak(10)) * 1024 < 10 * 25_000_000
 
 
 def test_mutated_files_never_surprise() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pigeonhole.errors import ModelFileError
-from pigeonhole.intake.pictures import read_picture
+from pigeonhole.intake.pictures import Limits, read_picture
 from pigeonhole.model.learner import LearnerEngine, check_export, open_learner
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT
@@ -37,7 +37,7 @@ def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
 
 def read(photo: Path) -> Image.Image:
     with photo.open("rb") as file:
-        return read_picture(file)
+        return read_picture(file, Limits(pixels=25_000_000, side=10_000))
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def test_no_file(tmp_path: Path) -> None:
     """A missing file and a folder are told apart."""
     with pytest.raises(ModelFileError, match="is not there"):
         check_export(tmp_path / "export.pkl")
-    with pytest.raises(ModelFileError, match="is not a file"):
+    with pytest.raises(ModelFileError, match="is a folder"):
         check_export(tmp_path)
 
 
@@ -150,6 +150,20 @@ def test_truncated(tmp_path: Path) -> None:
     path.write_bytes(export_learner(tmp_path / "whole", "colour").read_bytes()[:9999])
     with pytest.raises(ModelFileError, match="cannot be opened"):
         open_learner(path)
+
+
+def test_a_classifier_of_tables(tmp_path: Path) -> None:
+    """A learner that has labels but takes rows of a table is refused."""
+    import_torch()
+    import pandas
+    from fastai.tabular.data import TabularDataLoaders
+    from fastai.tabular.learner import tabular_learner
+
+    rows = pandas.DataFrame({"x": [0.0, 1.0] * 20, "y": ["p", "q"] * 20})
+    dls = TabularDataLoaders.from_df(rows, y_names="y", cont_names=["x"], bs=8, path=tmp_path, num_workers=0)
+    tabular_learner(dls).export("table.pkl")
+    with pytest.raises(ModelFileError, match="does not take pictures"):
+        open_learner(tmp_path / "table.pkl")
 
 
 def test_not_a_classifier(tmp_path: Path) -> None:

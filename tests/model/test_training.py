@@ -18,19 +18,29 @@ from tests.model.learners import photos
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning")
 
-QUICK = ["--arch=xresnet18", "--width=0.125", "--size=32", "--predict-size=48", "--epochs=6", "--batch-size=4"]
+QUICK = [
+    "--arch=xresnet18",
+    "--width=0.125",
+    "--size=32",
+    "--predict-size=48",
+    "--epochs=4",
+    "--batch-size=4",
+    "--mix=none",
+]
 
 
 def test_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`train` tells cats from dogs by colour, says how well, draws the confusion, and exports what serves."""
     train = photos(tmp_path / "photos")
     (train / "cat" / "broken.jpg").write_bytes(b"not a photo")
+    (train / "astray.jpg").write_bytes((train / "cat" / "0.jpg").read_bytes())
     valid = photos(tmp_path / "valid", each=4)
     output = tmp_path / "out" / "animals.pkl"
     output.parent.mkdir()
     assert main(["train", str(train), "--valid", str(valid), "-o", str(output), *QUICK]) == 0
     printed = capsys.readouterr()
     assert "broken.jpg cannot be read as a picture" in printed.err
+    assert "astray.jpg is not in a folder of its class" in printed.err
     rows = [line.split() for line in printed.out.splitlines() if " of " in line]
     assert [row[0] for row in rows] == ["cat", "dog", "owl", "all"]
     assert sum(int(row[1]) for row in rows[:3]) == int(rows[3][1]) > 4  # a third of twelve would be chance
@@ -62,36 +72,73 @@ WRONG_FOLDERS = {
     "no class": ([], [], "at least two; found 0"),
     "a class too many": (["a", "b"], ["a", "c"], "that .* lacks: c"),
     "nothing to validate on": (["a", "b"], [], "holds no photos"),
+    "nothing to hold back": (["a", "b"], None, "2 photos are too few"),
 }
 
 
 @pytest.mark.parametrize(("train", "valid", "words"), WRONG_FOLDERS.values(), ids=WRONG_FOLDERS.keys())
-def test_wrong_folders(tmp_path: Path, train: list[str], valid: list[str], words: str) -> None:
+def test_wrong_folders(tmp_path: Path, train: list[str], valid: list[str] | None, words: str) -> None:
     """Folders that cannot be trained on are refused before anything is trained."""
-    for name, classes in (("train", train), ("valid", valid)):
+    for name, classes in (("train", train), ("valid", valid or [])):
         (tmp_path / name).mkdir()
         photos(tmp_path / name, tuple(classes), each=1)
+    plan = Plan(tmp_path / "train", None if valid is None else tmp_path / "valid")
     with pytest.raises(TrainingError, match=words):
-        train_and_export(Plan(tmp_path / "train", tmp_path / "valid"), tmp_path / "export.pkl")
+        train_and_export(plan, tmp_path / "export.pkl")
     assert not (tmp_path / "export.pkl").exists()
 
 
-def test_nowhere_to_write(tmp_path: Path) -> None:
-    """An output folder that is not there is noticed before hours of training."""
-    with pytest.raises(TrainingError, match="is not a folder"):
-        train_and_export(Plan(tmp_path), tmp_path / "gone" / "export.pkl")
+@pytest.mark.parametrize(
+    ("output", "confusion", "words"),
+    [
+        ("gone/export.pkl", None, "cannot be written: No such file"),
+        (".", None, "is a folder"),
+        ("export.pkl", ".", "is a folder"),
+        ("export.pkl", "export.pkl", "at once"),
+    ],
+)
+def test_nowhere_to_write(tmp_path: Path, output: str, confusion: str | None, words: str) -> None:
+    """An output that cannot be written is noticed before hours of training."""
+    with pytest.raises(TrainingError, match=words):
+        train_and_export(Plan(tmp_path), tmp_path / output, confusion and tmp_path / confusion)
 
 
-@pytest.mark.parametrize(("arch", "width"), [("xresnet18", 0.25), ("resnet18", 1), ("resnet10t", 1)])
-def test_architectures(tmp_path: Path, arch: str, width: float) -> None:
+def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the middle of training leaves no file, and the model that was there."""
+    output = tmp_path / "export.pkl"
+    output.write_bytes(b"the old one")
+
+    def interrupt(plan: Plan) -> None:
+        assert len(list(tmp_path.iterdir())) == 3  # two drafts are open
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pigeonhole.model.training.train", interrupt)
+    assert main(["train", str(tmp_path), "-o", str(output)]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()] == [b"the old one"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"), [("xresnet18", 0.25), ("xresnet18", None), ("resnet18", None), ("resnet10t", None)]
+)
+def test_architectures(tmp_path: Path, arch: str, width: float | None) -> None:
     """Networks of fastai, torchvision and timm are found by name and answer for each class."""
     torch = import_torch()
     model = build_model(Plan(tmp_path, arch=arch, width=width), 7).eval()
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("arch", "width", "words"), [("resnet18", 0.5, "--width 1"), ("nonet", 1, "nonet")])
-def test_wrong_architectures(tmp_path: Path, arch: str, width: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "width", "words"),
+    [
+        ("resnet18", 0.5, "not for resnet18"),
+        ("nonet", None, "nonet"),
+        ("nn", None, "nn"),
+        ("vit_b_16", None, "vit_b_16"),
+    ],
+)
+def test_wrong_architectures(tmp_path: Path, arch: str, width: float | None, words: str) -> None:
     """An unknown name, and a width where there is none to choose, are refused."""
     import_torch()
     with pytest.raises(TrainingError, match=words):
