@@ -56,8 +56,6 @@ GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two neighbouring levels of two an
 
 # Pillow says what it thinks of a file's metadata in warnings, at lengths that the file chooses; nobody reads them here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# It warns from 89 million pixels on and refuses from twice that; here the warning is a refusal too.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ def _answer_error(error: RequestError | ServiceError) -> Response:
 
 
 def _answer_http(error: HTTPException) -> Response:
-    status = error.code or 500
-    if status >= 500:
-        return _answer_unforeseen(error)
+    status = error.code or 400
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     sentence = HTTP_SENTENCES.get(status, "{name}.").format(allowed=allowed, name=error.name)
     response = error_reply(status, HTTP_CODES.get(status, "bad_request"), sentence)
