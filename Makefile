@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PORT ?= 5000
 export PYTHON PORT
 
-.PHONY: serve test lint lock clean
+.PHONY: serve test lock clean
 
 serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
 	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return DID_NOT_WORK
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written.", file=sys.stderr)
+        print("\nstopped; a learner is written only when its training is through.", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -122,7 +122,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, "white")
         white.paste(picture, mask=picture)  # half the memory of alpha_composite, which wants four channels
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _match(head: bytes, signatures: dict[str, bytes]) -> str | None:

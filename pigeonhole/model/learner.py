@@ -104,7 +104,7 @@ class LearnerEngine:
     def _as_item(self, picture: Image) -> Any:
         """The picture as the class the learner was trained on, so that a learner of grey pictures gets a grey one."""
         mode = getattr(self._item_class, "_open_args", {}).get("mode", "RGB")
-        return self._item_class.create(np.asarray(picture.convert(mode)))
+        return self._item_class(picture.convert(mode))  # convert copies, and fastai makes the copy one of its own
 
 
 def _labels(learner: Learner) -> tuple[str, ...]:
