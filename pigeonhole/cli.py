@@ -56,15 +56,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--confusion", type=Path, metavar="FILE", help="the confusion matrix as a PNG; else beside the learner")
     add("--arch", default=default["arch"], help="a network of fastai (xresnet…), torchvision or timm, by name")
     add("--width", type=_between(float, 0.01, 8), help="of an xresnet's layers, 1 being the paper's; by default a half")
-    add(
-        "--size", type=_between(int, 16, 1024), default=default["size"], help="side of a picture in training, in pixels"
-    )
-    add(
-        "--predict-size",
-        type=_between(int, 16, 1024),
-        default=default["predict_size"],
-        help="side of a picture in prediction, in pixels",
-    )
+    add("--size", type=_between(int, 16, 1024), default=default["size"], help="side of a picture in pixels")
     add("--epochs", type=_between(int, 1, 10_000), default=default["epochs"], help="times every photo is seen")
     add("--batch-size", type=_between(int, 2, 4096), default=default["batch_size"], help="photos in a step")
     add(

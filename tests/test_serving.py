@@ -31,9 +31,6 @@ PHOTOS = 20
 LIMIT = 10 * 1024 * 1024
 LIMITS = Limits(pixels=25_000_000, side=10_000)
 
-# torch.jit.script is deprecated, says torch of its own use of it
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
-
 
 def post(server: Server, content: bytes, name: str = "x.jpg", field: str = "image") -> tuple[int, Any]:
     """Upload `content`; the status and the body of the answer."""

@@ -1,9 +1,10 @@
 """Train a fastai image classifier from scratch on folders of photos, one folder per class.
 
 The pieces are those of the literature on training residual networks well on little data: one-cycle schedule (Smith,
-arXiv:1708.07120), random resized crops, CutMix (arXiv:1905.04899) and MixUp (arXiv:1710.09412), label smoothing,
-pictures that grow while training goes on (EfficientNetV2, arXiv:2104.00298, section 4), and prediction on pictures a
-little larger than those trained on, because random crops made things look larger (FixRes, arXiv:1906.06423).
+arXiv:1708.07120), random resized crops, CutMix (arXiv:1905.04899) or MixUp (arXiv:1710.09412), label smoothing, and
+pictures that grow while training goes on (EfficientNetV2, arXiv:2104.00298, section 4). Prediction on pictures larger
+than those trained on (FixRes, arXiv:1906.06423) was tried on the demo and left out: of 341 photos 291 were right at the
+128 pixels of training, 275 at 136, 281 at 144 and 295 at 160, for half as much time again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ class Plan:
     arch: str = "xse_resnet34"
     width: float | None = None
     size: int = 128
-    predict_size: int = 144
     epochs: int = 130
     batch_size: int = 64
     lr: float = 4e-3
@@ -134,17 +134,7 @@ def train(plan: Plan) -> Learner:
     )
     learn.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
     learn.fit_one_cycle(plan.epochs, plan.lr, wd=plan.weight_decay, cbs=_callbacks(plan))
-    _set_picture_size(learn, plan.predict_size)
     return learn
-
-
-def _set_picture_size(learn: Learner, side: int) -> None:
-    from fastai.vision.augment import RandomResizedCrop
-
-    for dl in learn.dls.loaders:
-        for transform in dl.after_item.fs:
-            if isinstance(transform, RandomResizedCrop):
-                transform.size = (side, side)
 
 
 def evaluate(learn: Learner, confusion_png: Path) -> Report:
@@ -158,7 +148,7 @@ def evaluate(learn: Learner, confusion_png: Path) -> Report:
     interpretation = ClassificationInterpretation.from_learner(learn)
     matrix = interpretation.confusion_matrix()
     interpretation.plot_confusion_matrix(figsize=(8, 8), dpi=100)
-    pyplot.savefig(confusion_png, format="png")
+    pyplot.savefig(confusion_png, format="png", bbox_inches="tight")
     pyplot.close("all")
     return Report(tuple(learn.dls.vocab), tuple(tuple(map(int, row)) for row in matrix))
 

@@ -18,9 +18,6 @@ from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT
 from tests.model.learners import export_learner
 
-# fastai and what it brings along warn of their own future at import; ours is not at stake
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning")
-
 
 def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
     """What fastai alone says in a notebook: the decoded answer and the probabilities."""
