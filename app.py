@@ -26,7 +26,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     settings = settings or Settings.load()
     predictor = predictor or Predictor(lambda: open_learner(settings.model))
     limits = Limits(settings.max_pixels, settings.max_side)
-    in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: a decoded picture takes a hundred times its file
+    in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor

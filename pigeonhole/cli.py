@@ -42,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from pigeonhole.model.training import Plan
 
-    default = {field.name: field.default for field in fields(Plan)}
     train = commands.add_parser(
         "train",
         help="folders of photos in, export.pkl out",
@@ -54,31 +53,21 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--valid", type=Path, metavar="FOLDER", help="photos to validate on; else a fifth of PHOTOS is held back")
     add("-o", "--output", type=Path, metavar="FILE", default=Path("export.pkl"), help="where the learner goes")
     add("--confusion", type=Path, metavar="FILE", help="the confusion matrix as a PNG; else beside the learner")
-    add("--arch", default=default["arch"], help="a network of fastai (xresnet…), torchvision or timm, by name")
+    add("--arch", help="a network of fastai (xresnet…), torchvision or timm, by name")
     add("--width", type=_between(float, 0.01, 8), help="of an xresnet's layers, 1 being the paper's; by default a half")
-    add("--size", type=_between(int, 16, 1024), default=default["size"], help="side of a picture in pixels")
-    add("--epochs", type=_between(int, 1, 10_000), default=default["epochs"], help="times every photo is seen")
-    add("--batch-size", type=_between(int, 2, 4096), default=default["batch_size"], help="photos in a step")
-    add(
-        "--lr",
-        type=_between(float, 1e-6, 10),
-        default=default["lr"],
-        help="highest learning rate of the one-cycle schedule",
-    )
-    add("--weight-decay", type=_between(float, 0, 1), default=default["weight_decay"], help="of AdamW")
-    add(
-        "--min-scale",
-        type=_between(float, 0.01, 1),
-        default=default["min_scale"],
-        help="smallest share of a photo that a crop shows",
-    )
-    add("--mix", choices=("cutmix", "mixup", "none"), default=default["mix"], help="how two photos become one")
-    add("--dropout", type=_between(float, 0, 0.95), default=default["dropout"], help="before the last layer")
-    add("--smoothing", type=_between(float, 0, 0.95), default=default["smoothing"], help="of the labels")
-    add("--grow", action=argparse.BooleanOptionalAction, default=default["grow"], help="smaller pictures at first")
-    add("--precision", choices=("auto", "bf16", "float32"), default=default["precision"], help="of the forward pass")
-    add("--seed", type=_between(int, 0, 2**32 - 1), default=default["seed"], help="of everything random")
-    train.set_defaults(run=_train)
+    add("--size", type=_between(int, 16, 1024), help="side of a picture in pixels")
+    add("--epochs", type=_between(int, 1, 10_000), help="times every photo is seen")
+    add("--batch-size", type=_between(int, 2, 4096), help="photos in a step")
+    add("--lr", type=_between(float, 1e-6, 10), help="highest learning rate of the one-cycle schedule")
+    add("--weight-decay", type=_between(float, 0, 1), help="of AdamW")
+    add("--min-scale", type=_between(float, 0.01, 1), help="smallest share of a photo that a crop shows")
+    add("--mix", choices=("cutmix", "mixup", "none"), help="how two photos become one")
+    add("--dropout", type=_between(float, 0, 0.95), help="before the last layer")
+    add("--smoothing", type=_between(float, 0, 0.95), help="of the labels")
+    add("--grow", action=argparse.BooleanOptionalAction, help="smaller pictures at first")
+    add("--precision", choices=("auto", "bf16", "float32"), help="of the forward pass")
+    add("--seed", type=_between(int, 0, 2**32 - 1), help="of everything random")
+    train.set_defaults(run=_train, **{field.name: field.default for field in fields(Plan) if field.name != "photos"})
 
 
 class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,15 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from app import create_app
+from pigeonhole.intake.pictures import Limits
 from pigeonhole.model.predictor import Prediction, Predictor
 from pigeonhole.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORT = ROOT / "export.pkl"
 DATA = ROOT.parent / "shared" / "data"
+LIMITS = Limits(pixels=25_000_000, side=10_000)  # the service's own by default
+GUNICORN = (sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app")
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,9 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     """Start servers on free ports of this machine; those still running at the end are stopped."""
     servers: list[Server] = []
 
-    def start(*, wait: bool = True, **environment: str) -> Server:
+    def start(*, command: Sequence[str] = GUNICORN, wait: bool = True, **environment: str) -> Server:
         log = tmp_path_factory.mktemp("server") / "log"
         port = free_port()
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
         with log.open("w") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, "PORT": str(port), **environment}, stdout=output, stderr=output

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
@@ -228,10 +232,33 @@ def test_something_unforeseen(settings: Settings) -> None:
     assert "division" not in response.text
 
 
+class Counting(Colours):
+    """Notes how many pictures it was given at the same time."""
+
+    at_once, most = 0, 0
+    count = threading.Lock()
+
+    def predict(self, picture: Image.Image) -> Prediction:
+        with self.count:
+            Counting.at_once += 1
+            Counting.most = max(Counting.most, Counting.at_once)
+        time.sleep(0.02)
+        with self.count:
+            Counting.at_once -= 1
+        return super().predict(picture)
+
+
+def test_pictures_in_hand_are_bounded(settings: Settings) -> None:
+    """Of many requests at once, as many pictures are decoded at a time as MAX_DECODED says, and no more."""
+    app = create_app(settings.model_copy(update={"max_decoded": 3}), Predictor(Counting))
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(app.test_client().post, "/predict", data=form((PNG, "x.png"))) for _ in range(36)]
+        assert [request.result().status_code for request in asked] == [200] * 36
+    assert Counting.most == 3
+
+
 def test_sixteen_threads_get_their_own_answers(settings: Settings) -> None:
     """Requests at the same time, all of one file name, never meet."""
-    from concurrent.futures import ThreadPoolExecutor
-
     app = create_app(settings, Predictor(Colours))
 
     def ask(number: int) -> bool:

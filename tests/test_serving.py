@@ -21,15 +21,25 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pigeonhole.intake.pictures import Limits, read_picture
+from pigeonhole.intake.pictures import read_picture
 from pigeonhole.model.learner import open_learner
-from tests.conftest import EXPORT, ROOT, Server, StartServer, encoded, free_port, png_of_size, wait_until_up
+from pigeonhole.settings import MIB
+from tests.conftest import (
+    EXPORT,
+    GUNICORN,
+    LIMITS,
+    ROOT,
+    Server,
+    StartServer,
+    encoded,
+    free_port,
+    png_of_size,
+    wait_until_up,
+)
 
 CLIENTS = 8
 REQUESTS = 400
 PHOTOS = 20
-LIMIT = 10 * 1024 * 1024
-LIMITS = Limits(pixels=25_000_000, side=10_000)
 
 
 def post(server: Server, content: bytes, name: str = "x.jpg", field: str = "image") -> tuple[int, Any]:
@@ -96,7 +106,7 @@ JPEG = encoded(Image.effect_noise((300, 200), 60), "JPEG")
         (JPEG, "photo", 400, "no_image"),
         (JPEG[:-2000], "image", 422, "broken_image"),
         (png_of_size(50_000, 50_000), "image", 422, "too_many_pixels"),
-        (bytes(11 * 1024 * 1024), "image", 413, "too_large"),
+        (bytes(11 * MIB), "image", 413, "too_large"),
     ],
     ids=["not-an-image", "empty", "wrong-field", "truncated", "50000x50000", "11-MB"],
 )
@@ -106,17 +116,20 @@ def test_refusals(server: Server, content: bytes, field: str, status: int, code:
     assert (answer[0], answer[1]["code"]) == (status, code)
 
 
+def connected(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30)
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n' + JPEG
+END = b"\r\n--b--\r\n"
+
+
 @pytest.mark.parametrize("whole_form", [False, True])
 def test_half_an_upload(server: Server, server_uploads: Path, whole_form: bool) -> None:
     """A client that stops early is told so if it still listens, and nothing of its photo stays."""
-    head = (
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n"
-        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-        b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n'
-    )
-    end = b"\r\n--b--\r\n" if whole_form else b""
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30) as connection:
-        connection.sendall(head + JPEG + end)
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: 99999\r\n\r\n" + PART + (END if whole_form else b""))
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # until it hangs up, too
     assert answer.startswith(b"HTTP/1.1 400")
@@ -126,7 +139,7 @@ def test_half_an_upload(server: Server, server_uploads: Path, whole_form: bool) 
 
 def ask(server: Server, *pieces: bytes, pause: float = 0) -> bytes:
     """Send `pieces` with a pause before each but the first; the beginning of the answer."""
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30) as connection:
+    with connected(server) as connection:
         connection.sendall(pieces[0])
         for piece in pieces[1:]:
             time.sleep(pause)
@@ -137,7 +150,6 @@ def ask(server: Server, *pieces: bytes, pause: float = 0) -> bytes:
         return connection.recv(65_536)
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 CHUNKS = {
     "size that is no number": (b"xyz\r\n", 400),
     "terminator that is none": (b"1\r\naXX", 400),
@@ -152,7 +164,7 @@ def test_bad_chunks(server: Server, chunk: bytes, status: int) -> None:
 
 def test_a_good_chunked_upload(server: Server) -> None:
     """A chunked body that is well formed is answered."""
-    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n' + JPEG + b"\r\n--b--\r\n"
+    body = PART + END
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     assert ask(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks).startswith(b"HTTP/1.1 200")
 
@@ -160,9 +172,8 @@ def test_a_good_chunked_upload(server: Server) -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_limit_is_exact(server: Server, chunked: bool) -> None:
     """Over a socket, too, a body of exactly the limit is read and a byte more is not."""
-    start = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n' + JPEG
     for surplus, status in ((0, 200), (1, 413)):
-        body = start.ljust(LIMIT + surplus - 9, b"\0") + b"\r\n--b--\r\n"
+        body = PART.ljust(10 * MIB + surplus - len(END), b"\0") + END
         framed = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         if chunked:
             framed = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -174,9 +185,9 @@ def test_no_client_moves_the_service(server: Server) -> None:
     assert ask(server, b"GET /ping HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /ping\r\n\r\n").startswith(b"HTTP/1.1 200")
 
 
-def test_no_debugger(start_server: StartServer, tmp_path: Path) -> None:
+def test_no_debugger(start_server: StartServer, uploads: Path) -> None:
     """FLASK_DEBUG does not open Werkzeug's console, and a request line cannot forge a log line."""
-    server = start_server(UPLOADS=str(tmp_path), FLASK_DEBUG="1")
+    server = start_server(UPLOADS=str(uploads), FLASK_DEBUG="1")
     for path in (b"/console", b"/?__debugger__=yes&cmd=resource&f=debugger.js", b"/a%20200%203%20ms%0aINFO"):
         assert ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 404")
     assert server.stop() == 0
@@ -200,20 +211,18 @@ def test_a_refused_client_that_drips(server: Server) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_other_addresses(start_server: StartServer, tmp_path: Path) -> None:
+def test_other_addresses(start_server: StartServer, uploads: Path) -> None:
     """An IPv6 address is listened on, too."""
     port = free_port()
-    server = start_server(HOST="::1", PORT=str(port), UPLOADS=str(tmp_path), wait=False)
+    server = start_server(HOST="::1", PORT=str(port), UPLOADS=str(uploads), wait=False)
     wait_until_up(Server(f"http://[::1]:{port}", server.process, server.log))
     assert server.stop() == 0
 
 
-def test_nothing_of_the_photo_is_logged(start_server: StartServer, tmp_path: Path) -> None:
+def test_nothing_of_the_photo_is_logged(start_server: StartServer, uploads: Path) -> None:
     """The log has one line a request at its most talkative, and nothing of the photo, its metadata or its name."""
     exif = Image.Exif()
     exif[0x013B] = "Jane Doe"  # the artist
-    uploads = tmp_path / "logged"
-    uploads.mkdir()
     server = start_server(UPLOADS=str(uploads), LOG_LEVEL="debug")
     assert post(server, encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif), name="secret name.jpg")[0] == 200
     assert server.stop() == 0
@@ -221,14 +230,11 @@ def test_nothing_of_the_photo_is_logged(start_server: StartServer, tmp_path: Pat
     assert "Jane" not in log
     assert "secret" not in log
     assert len([line for line in log.splitlines() if "/predict 200" in line]) == 1
-    uploads.rmdir()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker in /proc")
-def test_a_killed_worker_is_replaced(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced(start_server: StartServer, uploads: Path) -> None:
     """When a worker dies, another takes its place, and nothing of its uploads is left."""
-    uploads = tmp_path / "killed"
-    uploads.mkdir()
     server = start_server(UPLOADS=str(uploads))
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     os.kill(int(children.read_text()), signal.SIGKILL)
@@ -236,21 +242,17 @@ def test_a_killed_worker_is_replaced(start_server: StartServer, tmp_path: Path) 
     assert post(server, JPEG)[0] == 200
     assert list(uploads.iterdir()) == []
     assert server.stop() == 0
-    uploads.rmdir()
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_stops_cleanly(start_server: StartServer, tmp_path: Path, by: signal.Signals) -> None:
+def test_stops_cleanly(start_server: StartServer, uploads: Path, by: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end the server with status 0 and no traceback; it had said where to try it."""
-    uploads = tmp_path / "served"
-    uploads.mkdir()
     server = start_server(UPLOADS=str(uploads))
     assert post(server, JPEG)[0] == 200
     assert server.stop(by) == 0
     log = server.log.read_text()
     assert "curl -F image=@photo.jpg http://localhost:" in log
     assert "Traceback" not in log
-    uploads.rmdir()
 
 
 STARTS = {
@@ -267,24 +269,15 @@ def test_refuses_to_start(tmp_path: Path, environment: dict[str, str], words: st
     """What cannot work is said in a sentence at the start, with an exit status and no traceback."""
     (tmp_path / "pointer.pkl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     (tmp_path / "damaged.pkl").write_bytes(EXPORT.read_bytes()[:100_000])
-    command = [sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
     defaults = {"PORT": str(free_port()), "UPLOADS": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=tmp_path, env=defaults | environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(GUNICORN, cwd=tmp_path, env=defaults | environment, capture_output=True, text=True, timeout=60)
     assert run.returncode != 0
     assert words in run.stderr
     assert "Traceback" not in run.stderr
 
 
-def test_app_py(tmp_path: Path) -> None:
+def test_app_py(start_server: StartServer, uploads: Path) -> None:
     """`python app.py` serves, too."""
-    port = free_port()
-    environment = {"PORT": str(port), "UPLOADS": str(tmp_path), "PATH": ""}
-    with (tmp_path.parent / "log").open("w+") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
-        server = Server(f"http://127.0.0.1:{port}", process, tmp_path.parent / "log")
-        try:
-            wait_until_up(server)
-            assert post(server, JPEG)[0] == 200
-        finally:
-            process.terminate()
-            process.wait(30)
+    server = start_server(command=(sys.executable, "app.py"), UPLOADS=str(uploads))
+    assert post(server, JPEG)[0] == 200
+    assert server.stop() == 0

@@ -4,7 +4,7 @@ The pieces are those of the literature on training residual networks well on lit
 arXiv:1708.07120), random resized crops, CutMix (arXiv:1905.04899) or MixUp (arXiv:1710.09412), label smoothing, and
 pictures that grow while training goes on (EfficientNetV2, arXiv:2104.00298, section 4). Prediction on pictures larger
 than those trained on (FixRes, arXiv:1906.06423) was tried on the demo and left out: of 341 photos 291 were right at the
-128 pixels of training, 275 at 136, 281 at 144 and 295 at 160, for half as much time again.
+128 pixels of training, 275 at 136, 281 at 144 and 295 at 160, which has 1.56 times the pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 VALIDATION_SHARE = 0.2  # of the photos, where no folder for validation is named
-XRESNET_WIDTH = 0.5  # where none is chosen: four times fewer weights and operations than in the paper
+XRESNET_WIDTH = 0.5  # where none is chosen: about four times fewer weights and operations than in the paper
 SIZE_STEP = 32  # pixels; a residual network halves its input five times
 SMALLEST_SHARE = 0.5  # of the final side, at the first epoch
 GROWN_AFTER = 0.7  # of the batches; the rest sees full-size pictures, as prediction will
@@ -132,7 +132,7 @@ def train(plan: Plan) -> Learner:
         loss_func=LabelSmoothingCrossEntropy(eps=plan.smoothing),
         metrics=accuracy,
     )
-    learn.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
+    learn.model.to(memory_format=torch.channels_last)  # 14 to 29 % faster for an 18-layer network, no faster for 34
     learn.fit_one_cycle(plan.epochs, plan.lr, wd=plan.weight_decay, cbs=_callbacks(plan))
     return learn
 

@@ -163,10 +163,13 @@ def _hear_out(response: Response) -> Response:
     clock.daemon = True
     clock.start()
     patience = HEARD_OUT_BYTES * (request.max_content_length or 0)
-    with suppress(OSError, ParseException):  # the client is gone, or sends rubbish
+    try:
         while patience > 0 and (chunk := request.environ["wsgi.input"].read(WERKZEUG_BUFFER)):
             patience -= len(chunk)
-    clock.cancel()
+    except (OSError, ParseException):  # the client is gone, or sends rubbish
+        pass
+    finally:
+        clock.cancel()
     return response
 
 

@@ -58,9 +58,8 @@ def _answer_http(error: HTTPException) -> Response:
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     sentence = HTTP_SENTENCES.get(status, "{name}.").format(allowed=allowed, name=error.name)
     response = error_reply(status, HTTP_CODES.get(status, "bad_request"), sentence)
-    for name, value in error.get_headers(request.environ):
-        if name == "Allow":
-            response.headers[name] = value
+    if allowed:
+        response.headers["Allow"] = allowed
     return response
 
 

@@ -12,16 +12,13 @@ from PIL import Image, ImageFile
 
 from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, RequestError, TooManyPixels, UnsupportedType
 from pigeonhole.intake.pictures import EXIF_ORIENTATION, SIGNATURES, Limits, read_picture
-from tests.conftest import ROOT, encoded, png_of_size, raw_png
+from tests.conftest import LIMITS, ROOT, encoded, png_of_size, raw_png
 
 # Darker towards the right, so that no turn of it looks the same, and with every channel in use.
 RAMP = np.dstack([np.tile(np.linspace(250, 20, 24), (16, 1)), np.full((16, 24), 90), np.full((16, 24), 30)]).astype(
     np.uint8
 )
 ORIGINAL = Image.fromarray(RAMP)
-
-
-LIMITS = Limits(pixels=25_000_000, side=10_000)
 
 
 def read(content: bytes, limits: Limits = LIMITS, **options: object) -> Image.Image:

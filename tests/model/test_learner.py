@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from pigeonhole.errors import ModelFileError
-from pigeonhole.intake.pictures import Limits, read_picture
+from pigeonhole.intake.pictures import read_picture
 from pigeonhole.model.learner import LearnerEngine, check_export, open_learner
 from pigeonhole.model.torch_ready import import_torch
-from tests.conftest import EXPORT
+from tests.conftest import EXPORT, LIMITS
 from tests.model.learners import export_learner
 
 
@@ -34,7 +34,7 @@ def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
 
 def read(photo: Path) -> Image.Image:
     with photo.open("rb") as file:
-        return read_picture(file, Limits(pixels=25_000_000, side=10_000))
+        return read_picture(file, LIMITS)
 
 
 @pytest.fixture(scope="session")
