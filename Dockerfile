@@ -10,7 +10,7 @@ RUN tools/environment.sh /opt/venv packages learner && rm -rf /opt/venv/pipenv
 FROM python:3.11-slim-bookworm
 COPY --from=environment /opt/venv /opt/venv
 WORKDIR /app
-COPY app.py export.pkl ./
+COPY app.py export.pkl notebook.p[y] ./
 COPY pigeonhole pigeonhole
 # /tmp is the one place that can be written to; matplotlib, which fastai brings along, keeps its cache there too
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \

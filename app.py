@@ -24,7 +24,9 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         SettingsError: a setting does not fit.
     """
     settings = settings or Settings.load()
-    predictor = predictor or Predictor(lambda: open_learner(settings.model))
+    predictor = predictor or Predictor(
+        lambda: open_learner(settings.model, settings.model_sha256, settings.allowed_globals)
+    )
     limits = Limits(settings.max_pixels, settings.max_side)
     in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
     app = Flask("pigeonhole", static_folder=None)

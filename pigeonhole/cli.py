@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from pigeonhole import __version__
 from pigeonhole.errors import PigeonholeError
+from pigeonhole.settings import Settings
 
 DID_NOT_WORK = 1
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -19,14 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 when it worked, 1 when not, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except PigeonholeError as error:
         print(error, file=sys.stderr)
         return DID_NOT_WORK
     except KeyboardInterrupt:
         print("\nstopped; a learner is written only when its training is through.", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,8 +36,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"Pigeonhole {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_doctor(commands)
     _add_train(commands)
     return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is in an export, and whether it can be served",
+        description="Look into an export without running anything of it: what it is, what it holds, whether and how it "
+        "can be served; exit status 0 if it can be, else 1. MODEL_SHA256 and ALLOW_PICKLE_GLOBALS count here too.",
+    )
+    doctor.add_argument("file", type=Path, metavar="FILE", help="what learn.export() wrote")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pigeonhole.model.doctor import as_text, diagnose
+
+    settings = Settings.load()
+    diagnosis = diagnose(options.file, settings.model_sha256, settings.allowed_globals)
+    print(json.dumps(diagnosis.as_json(), indent=2) if options.json else as_text(diagnosis))
+    return 0 if diagnosis.servable else DID_NOT_WORK
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

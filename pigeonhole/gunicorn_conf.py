@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pigeonhole.errors import PigeonholeError, SettingsError
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.model.learner import check_export
+from pigeonhole.model.export.container import check_file
 from pigeonhole.settings import Settings
 from pigeonhole.web.replies import start_logging
 
@@ -46,7 +46,7 @@ def on_starting(server: Any) -> None:
     """In the master, before anything listens."""
     try:
         prepare(settings.uploads)
-        check_export(settings.model)
+        check_file(settings.model)
     except PigeonholeError as error:
         _refuse(error, 1)
 

@@ -25,6 +25,19 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     model: Annotated[Path, Field(description="the file that `learn.export()` wrote")] = Path("export.pkl")
+    model_sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-fA-F]{64}$", description="what the file's SHA-256 has to be; it is checked before opening"
+        ),
+    ] = None
+    allow_pickle_globals: Annotated[
+        str,
+        Field(
+            pattern=r"^[\w.,\s]*$",
+            description="names like `package.module.name`, by commas, that the file may import and call as well",
+        ),
+    ] = ""
     host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 5000
     workers: Annotated[int, Field(ge=1, le=64, description="processes, each with a model of its own")] = 1
@@ -48,6 +61,10 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="how much is logged, to standard error")
     ] = "info"
+
+    @property
+    def allowed_globals(self) -> frozenset[str]:
+        return frozenset(re.split(r"[\s,]+", self.allow_pickle_globals)) - {""}
 
     @classmethod
     def load(cls) -> Settings:

@@ -30,7 +30,8 @@ from tests.test_errors import family
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
-KNOWN = ("make serve", "make test", "curl ", ".venv/bin/python -m pigeonhole train ", "docker ")
+TRAIN, DOCTOR = (f".venv/bin/python -m pigeonhole {verb} " for verb in ("train", "doctor"))
+KNOWN = ("make serve", "make test", "curl ", TRAIN, DOCTOR, "docker ")
 
 
 def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,7 @@ def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedP
 def test_no_command_goes_untested() -> None:
     """Each command of the README is run by a test here, by its number."""
     kinds = [next((kind for kind in KNOWN if command.startswith(kind)), command) for command in COMMANDS]
-    assert Counter(kinds) == {"make serve": 1, "make test": 1, "curl ": 2, KNOWN[3]: 1, "docker ": 2}
+    assert Counter(kinds) == {"make serve": 1, "make test": 1, "curl ": 2, TRAIN: 1, DOCTOR: 1, "docker ": 2}
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`((?:[A-Z]+=\S+ )?make \w+)`", README))))
@@ -126,6 +127,15 @@ def test_train(tmp_path: Path) -> None:
     assert {"export.pkl", "export-confusion.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_doctor() -> None:
+    """The doctor's command finds the demo servable, and `--json` is for programs."""
+    (command,) = [line for line in COMMANDS if line.startswith(DOCTOR)]
+    command = command.replace(".venv/bin/python", sys.executable)
+    assert "verdict:          it can be served" in run(command, ROOT).stdout
+    assert "`--json` is for programs" in README
+    assert json.loads(run(f"{command} --json", ROOT).stdout)["servable"]
+
+
 @pytest.mark.skipif(
     not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode != 0,
     reason="no Docker engine here; .ci/run builds and runs the image without one where it can",
@@ -154,7 +164,7 @@ def table(title: str) -> list[list[str]]:
 
 def settings_table() -> list[list[str]]:
     return [
-        [f"`{name.upper()}`", f"`{field.default}`", field.description or ""]
+        [f"`{name.upper()}`", f"`{field.default}`" if field.default else "", field.description or ""]
         for name, field in Settings.model_fields.items()
     ]
 

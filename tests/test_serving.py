@@ -258,7 +258,10 @@ def test_stops_cleanly(start_server: StartServer, uploads: Path, by: signal.Sign
 STARTS = {
     "no model": ({"MODEL": "gone.pkl"}, "MODEL=gone.pkl is not there"),
     "git lfs pointer": ({"MODEL": "pointer.pkl"}, "git lfs pull"),
-    "damaged model": ({"MODEL": "damaged.pkl"}, "MODEL=damaged.pkl cannot be opened"),
+    "damaged model": (
+        {"MODEL": "damaged.pkl"},
+        "MODEL=damaged.pkl cannot be served: it is a damaged or incomplete zip",
+    ),
     "no folder": ({"UPLOADS": "gone"}, "UPLOADS=gone is not there"),
     "settings": ({"THREADS": "many"}, "THREADS=many is not possible"),
 }

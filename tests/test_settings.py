@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,21 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("THREADS", "0"), ("WORKERS", "1.5"),
-     ("ORIENTATION", "left"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud")],
+     ("ORIENTATION", "left"), ("MODEL_SHA256", "abc"),
+     ("ALLOW_PICKLE_GLOBALS", "os.system()"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud")],
 )  # fmt: skip
 def test_refusals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A value that does not fit is refused by name, with what was seen."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"^{name}={value} is not possible: it must"):
+    with pytest.raises(SettingsError, match=f"^{name}={re.escape(value)} is not possible: it must"):
         Settings.load()
+
+
+@pytest.mark.parametrize("text", ["a.B,c.d.E", "a.B c.d.E", " a.B,  c.d.E,"])
+def test_names_by_commas(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The names that a file may use as well."""
+    monkeypatch.setenv("ALLOW_PICKLE_GLOBALS", text)
+    assert Settings.load().allowed_globals == {"a.B", "c.d.E"}
 
 
 def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

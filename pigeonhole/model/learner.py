@@ -7,14 +7,23 @@ the learner as it found it.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
 import warnings
+from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pigeonhole.errors import ModelFileError
+from pigeonhole.model.doctor import diagnose, not_provided, notebook_beside
+from pigeonhole.model.export.building import PickleModule
+from pigeonhole.model.export.container import opened
+from pigeonhole.model.export.drift import complete
+from pigeonhole.model.export.standins import NotProvided, StandIn
 from pigeonhole.model.predictor import Prediction
 from pigeonhole.model.torch_ready import import_torch
 
@@ -22,57 +31,81 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
     from PIL.Image import Image
 
-HEAD = 64  # bytes looked at to tell what a file is
-ZIP_MAGIC = b"PK\x03\x04"  # torch.save since torch 1.6
-PICKLE_MAGIC = b"\x80"  # torch.save before, and every pickle of protocol 2 and later
-GIT_LFS_MAGIC = b"version https://git-lfs"
+TRIAL = (64, 48)  # pixels of the picture that goes through before traffic does
 
 
-def check_export(path: Path) -> None:
-    """Look at the file without opening it as a pickle, and without torch.
+def open_learner(path: Path, sha256: str | None = None, allowed: Collection[str] = ()) -> LearnerEngine:
+    """Load the learner in `path` on the CPU and let a picture through it. No code in the file is run.
 
-    Raises:
-        ModelFileError: it is missing, empty, or visibly something else than an export.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"MODEL={path} is not there; put the file there that learn.export() wrote.") from error
-    except IsADirectoryError as error:
-        raise ModelFileError(f"MODEL={path} is a folder; name the file that learn.export() wrote.") from error
-    except OSError as error:
-        raise ModelFileError(f"MODEL={path} cannot be read by this user.") from error
-    if not head:
-        raise ModelFileError(f"MODEL={path} is empty; export the learner again, or copy it again.")
-    if head.startswith(GIT_LFS_MAGIC):
-        raise ModelFileError(
-            f"MODEL={path} is a Git LFS pointer, not the model itself: run `git lfs install`, then `git lfs pull`."
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ModelFileError(f"MODEL={path} is a web page; the download stopped at a log-in or an error page.")
-    if not head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
-        raise ModelFileError(f"MODEL={path} is not what learn.export() writes; it starts with {head[:8]!r}.")
-
-
-def open_learner(path: Path) -> LearnerEngine:
-    """Load the learner in `path` on the CPU. The file can run code: open only what you trust.
+    `sha256` pins the file. `allowed` names, with their module, are admitted on top of those of image learners.
 
     Raises:
-        ModelFileError: it is no export of an image classifier.
+        ModelFileError: it is no export of an image classifier, is damaged, holds what no learner needs, or needs what
+            is not here; the sentence says what and what to do.
         PackagesMissing: fastai or torch is not installed.
     """
-    check_export(path)
+    problem = diagnose(path, sha256, allowed).problem
+    if problem:
+        raise ModelFileError(f"MODEL={problem}")
     import_torch()
+    try:
+        engine = LearnerEngine(_load(path, allowed))
+        engine.predict(blank_picture())
+    except Exception as error:
+        raise ModelFileError(f"MODEL={path} cannot be served: {_explained(error)}") from error
+    return engine
+
+
+def _load(path: Path, allowed: Collection[str]) -> Learner:
     from fastai.learner import load_learner
 
+    with opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fastai warns of pickle at every load
+        learner = load_learner(file, pickle_module=PickleModule(notebook_of(path), allowed))
+    learner.cbs = learner.cbs.filter(lambda callback: not isinstance(callback, StandIn))
+    learner.metrics = []
+    complete(learner.model)
+    return learner
+
+
+def notebook_of(path: Path) -> ModuleType | None:
+    """The user's notebook.py, run as a module: it is theirs, and lies on their disk.
+
+    Raises:
+        ModelFileError: it fails.
+    """
+    beside = notebook_beside(path)
+    if beside is None:
+        return None
+    spec = importlib.util.spec_from_file_location("pigeonhole_notebook", beside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look a class's module up
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fastai warns of pickle at every load; the README does too
-            learner = load_learner(path)
+        spec.loader.exec_module(module)
     except Exception as error:
-        raise ModelFileError(f"MODEL={path} cannot be opened: {type(error).__name__}: {error}") from error
-    return LearnerEngine(learner)
+        raise ModelFileError(f"{beside} beside it fails: {type(error).__name__}: {error}.") from error
+    return module
+
+
+def _explained(error: BaseException) -> str:
+    """A sentence for what went wrong while the learner was loaded or tried."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, NotProvided):
+            return not_provided([cause.wanted])
+        if isinstance(cause, ModelFileError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = next(iter(str(error).splitlines()), "")
+    return f"the packages installed here cannot run it ({type(error).__name__}: {text})."
+
+
+def blank_picture() -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", TRIAL, (128, 128, 128))
 
 
 class LearnerEngine:

@@ -39,7 +39,8 @@ def export_learner(folder: Path, kind: str) -> Path:
     image = PILImageBW if kind == "grey" else PILImage
     from fastai.vision.data import ImageBlock
 
-    block = DataBlock(blocks=(ImageBlock(image), target), get_y=get_y, item_tfms=Resize(32))
+    targets = target if isinstance(target, tuple) else (target,)
+    block = DataBlock(blocks=(ImageBlock(image), *targets), get_y=get_y, n_inp=1, item_tfms=Resize(32))
     dls = block.dataloaders(get_image_files(photos(folder / "photos")), path=folder, bs=4, num_workers=0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1 if kind == "grey" else 3, 8, 3, stride=2),
@@ -89,7 +90,51 @@ def _regression() -> Any:
     return RegressionBlock, _weight, MSELossFlat(), 1
 
 
+def _mask(path: Path) -> Any:
+    from fastai.vision.core import PILMask
+
+    return PILMask.create(np.zeros((48, 40), np.uint8))
+
+
+def _points(path: Path) -> Any:
+    from fastai.torch_core import tensor
+
+    return tensor([[1.0, 2.0]])
+
+
+def _boxes(path: Path) -> list:
+    return [[1.0, 2.0, 30.0, 40.0]]
+
+
+def _box_labels(path: Path) -> list:
+    return [path.parent.name]
+
+
+def _segmentation() -> Any:
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.vision.data import MaskBlock
+
+    return MaskBlock(codes=["no", "yes"]), _mask, CrossEntropyLossFlat(axis=1), 2
+
+
+def _keypoints() -> Any:
+    from fastai.losses import MSELossFlat
+    from fastai.vision.data import PointBlock
+
+    return PointBlock, _points, MSELossFlat(), 2
+
+
+def _detection() -> Any:
+    from fastai.losses import MSELossFlat
+    from fastai.vision.data import BBoxBlock, BBoxLblBlock
+
+    return (BBoxBlock, BBoxLblBlock), [_boxes, _box_labels], MSELossFlat(), 4
+
+
 KINDS: dict[str, Callable[[], Any]] = {
+    "segmentation": _segmentation,
+    "points": _keypoints,
+    "boxes": _detection,
     "colour": _single,
     "grey": _single,
     "is_cat": lambda: _single(_is_cat, 2),

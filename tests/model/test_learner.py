@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pigeonhole.errors import ModelFileError
 from pigeonhole.intake.pictures import read_picture
-from pigeonhole.model.learner import LearnerEngine, check_export, open_learner
+from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT, LIMITS
 from tests.model.learners import export_learner
@@ -114,56 +113,3 @@ def test_the_model_is_left_as_it_was_after_a_failure(demo: LearnerEngine, photo:
     with pytest.raises(AttributeError):
         demo.predict(None)  # type: ignore[arg-type]
     assert demo.predict(read(photo)) == before
-
-
-WRONG_FILES = {
-    "empty": (b"", "is empty"),
-    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
-    "html": (b"\n<!DOCTYPE html><html>", "web page"),
-    "text": (b"hello", "starts with b'hello'"),
-}
-
-
-@pytest.mark.parametrize(("content", "words"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
-def test_wrong_files(tmp_path: Path, content: bytes, words: str) -> None:
-    """A file that is visibly no export is refused with a sentence that says what it is."""
-    path = tmp_path / "export.pkl"
-    path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=words):
-        check_export(path)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    """A missing file and a folder are told apart."""
-    with pytest.raises(ModelFileError, match="is not there"):
-        check_export(tmp_path / "export.pkl")
-    with pytest.raises(ModelFileError, match="is a folder"):
-        check_export(tmp_path)
-
-
-def test_truncated(tmp_path: Path) -> None:
-    """Half an export is refused."""
-    path = tmp_path / "export.pkl"
-    path.write_bytes(export_learner(tmp_path / "whole", "colour").read_bytes()[:9999])
-    with pytest.raises(ModelFileError, match="cannot be opened"):
-        open_learner(path)
-
-
-def test_a_classifier_of_tables(tmp_path: Path) -> None:
-    """A learner that has labels but takes rows of a table is refused."""
-    import_torch()
-    import pandas
-    from fastai.tabular.data import TabularDataLoaders
-    from fastai.tabular.learner import tabular_learner
-
-    rows = pandas.DataFrame({"x": [0.0, 1.0] * 20, "y": ["p", "q"] * 20})
-    dls = TabularDataLoaders.from_df(rows, y_names="y", cont_names=["x"], bs=8, path=tmp_path, num_workers=0)
-    tabular_learner(dls).export("table.pkl")
-    with pytest.raises(ModelFileError, match="does not take pictures"):
-        open_learner(tmp_path / "table.pkl")
-
-
-def test_not_a_classifier(tmp_path: Path) -> None:
-    """A learner that predicts a number is refused by what it lacks."""
-    with pytest.raises(ModelFileError, match="no list of labels"):
-        open_learner(export_learner(tmp_path / "x", "regression"))
