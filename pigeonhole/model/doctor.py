@@ -12,22 +12,29 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.export.anatomy import Anatomy, dissect, other_kind
-from pigeonhole.model.export.container import Container, check_file, check_sha256, opened, read_container
+from pigeonhole.model.export.container import Container, check_file, opened, read_container
 from pigeonhole.model.export.judging import Findings, judge_pickle, refusal
-from pigeonhole.model.export.names import NOTEBOOK
+from pigeonhole.model.export.names import NOTEBOOK, judge
+from pigeonhole.model.export.pickles import printable
 
 OTHER_PACKAGES = ("fastai", "pandas", "numpy", "scipy", "sklearn", "joblib")
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
 NOTEBOOK_FILE = "notebook.py"
 LEARNER_PACKAGES = ("fastai", "torch", "torchvision", "timm")
 
 
 @dataclass
 class Diagnosis:
-    """What is in an export. `problem` says why it cannot be served, and what to do; None if it can be."""
+    """What is in an export. `problem` says why it cannot be served, and what to do; None if it can be.
+
+    `left_out` are the names that get a stand-in; `notebook` those that the notebook defined, and `provided` what of
+    them notebook.py defines; `refused` what no image learner needs; `missing` packages to install; `callbacks` the
+    notebook's, which are left out although nobody can tell what they do.
+    """
 
     file: str
     problem: str | None = None
@@ -40,6 +47,7 @@ class Diagnosis:
     provided: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    callbacks: list[str] = field(default_factory=list)
 
     @property
     def servable(self) -> bool:
@@ -57,11 +65,19 @@ def notebook_beside(path: Path) -> Path | None:
 
 def diagnose(path: Path, sha256: str | None = None, allowed: Collection[str] = ()) -> Diagnosis:
     """Look into the export in `path`, which has to have this SHA-256 if one is given; `allowed` names are admitted."""
-    diagnosis = Diagnosis(str(path))
     try:
         check_file(path)
         with opened(path) as file:
-            _examine(diagnosis, read_container(file), sha256, allowed)
+            return diagnose_file(file, path, sha256, allowed)
+    except ModelFileError as error:
+        return Diagnosis(str(path), str(error).removeprefix("MODEL="))
+
+
+def diagnose_file(file: IO[bytes], path: Path, sha256: str | None, allowed: Collection[str]) -> Diagnosis:
+    """The same for a file that is open already; `path` is where it lies."""
+    diagnosis = Diagnosis(str(path))
+    try:
+        _examine(diagnosis, read_container(file, sha256), allowed)
     except (
         AttributeError,
         LookupError,
@@ -71,14 +87,12 @@ def diagnose(path: Path, sha256: str | None = None, allowed: Collection[str] = (
     ):  # whatever a hostile file is built like
         diagnosis.problem = f"{path} cannot be served: it is not built like an export; export the learner again."
     except ModelFileError as error:
-        sentence = str(error).removeprefix("MODEL=")
-        diagnosis.problem = sentence if sentence.startswith(str(path)) else f"{path} cannot be served: {sentence}"
+        diagnosis.problem = f"{path} cannot be served: {error}"
     return diagnosis
 
 
-def _examine(diagnosis: Diagnosis, container: Container, sha256: str | None, allowed: Collection[str]) -> None:
+def _examine(diagnosis: Diagnosis, container: Container, allowed: Collection[str]) -> None:
     diagnosis.container, diagnosis.size, diagnosis.sha256 = container.kind, container.size, container.sha256
-    check_sha256(container.sha256, sha256)
     findings = judge_pickle(container.pickle, allowed)
     diagnosis.refused = findings.refused
     other = other_kind(container.pickle)
@@ -87,16 +101,19 @@ def _examine(diagnosis: Diagnosis, container: Container, sha256: str | None, all
     _list_names(diagnosis, findings)
     if findings.refused:
         raise refusal(findings.refused)
-    diagnosis.anatomy = dissect(container.pickle)
+    diagnosis.anatomy = dissect(container.pickle, frozenset(allowed))
+    diagnosis.callbacks = list(diagnosis.anatomy.callbacks)
     if diagnosis.anatomy.trouble:
         raise ModelFileError(diagnosis.anatomy.trouble)
+    if container.kind == "pickle":
+        raise ModelFileError("it is a bare pickle, without weights; copy the whole file that learn.export() wrote.")
     _check_needed(diagnosis)
 
 
 def _is_of_another_kind(refused: str) -> bool:
     """Is it what files of another kind are full of (scikit-learn's, fastai 1's, learners of texts and tables)?"""
     named = re.findall(r"[\w<>]+(?:\.[\w<>]+)+", refused)
-    plain = ("builtins.getattr", "types.MethodType", "builtins.type")
+    plain = ("builtins.getattr", "types.MethodType", "builtins.type", "functools.partial")
     return bool(named) and all(name in plain or name.partition(".")[0] in OTHER_PACKAGES for name in named)
 
 
@@ -104,26 +121,32 @@ def _list_names(diagnosis: Diagnosis, findings: Findings) -> None:
     diagnosis.left_out = sorted(str(findings.verdicts[name]) for name in findings.with_fate("left out"))
     diagnosis.notebook = sorted(findings.with_fate("notebook"))
     modules = {verdict.module.partition(".")[0] for verdict in findings.verdicts.values() if verdict.fate != "left out"}
-    missing = {name for name in LEARNER_PACKAGES if name in modules and importlib.util.find_spec(name) is None}
-    missing |= {findings.verdicts[name].module for name in diagnosis.notebook} - {NOTEBOOK}
-    diagnosis.missing = sorted(missing)
+    diagnosis.missing = [
+        name for name in LEARNER_PACKAGES if name in modules and importlib.util.find_spec(name) is None
+    ]
 
 
 def _check_needed(diagnosis: Diagnosis) -> None:
     """Raises ModelFileError if inference calls what nobody provides."""
     assert diagnosis.anatomy is not None
+    if diagnosis.missing:
+        raise ModelFileError(f"{' and '.join(diagnosis.missing)} is not installed here; `make serve` installs it.")
     beside = notebook_beside(Path(diagnosis.file))
     defined = defined_in(beside) if beside else set()
-    diagnosis.provided = [name for name in diagnosis.notebook if last_part(name) in defined]
-    wanted = [name for name in diagnosis.anatomy.needed if last_part(name) not in defined]
+    diagnosis.provided = [name for name in diagnosis.notebook if name_of(name) in defined]
+    diagnosis.callbacks = [name for name in diagnosis.callbacks if name_of(name) not in defined]
+    wanted = [name for name in diagnosis.anatomy.needed if name_of(name) not in defined]
     if wanted:
         raise ModelFileError(not_provided(wanted))
 
 
 def not_provided(wanted: Collection[str]) -> str:
     """The sentence for names that inference needs and nobody provides."""
-    named = ", ".join(f"`{last_part(name)}`" for name in wanted)
+    named = ", ".join(f"`{name_of(name)}`" for name in wanted)
     many = len(wanted) > 1
+    ours = [name for name in wanted if judge(*name.rpartition(".")[::2]).fate == "left out"]
+    if ours:
+        return f"its inference calls {', '.join(ours)}, which is left out here because no image learner was known to."
     if any("<" in name for name in wanted):
         return f"its inference calls {named} of the notebook; give what has no name a name there, and export again."
     return (
@@ -132,9 +155,21 @@ def not_provided(wanted: Collection[str]) -> str:
     )
 
 
-def last_part(name: str) -> str:
-    """`Crop` of `__main__.Crop`; `Crops.Middle` of `__main__.Crops.Middle`."""
-    return name.removeprefix(NOTEBOOK + ".") if name.startswith(NOTEBOOK + ".") else name.rpartition(".")[2]
+def mind(callback: str) -> str:
+    """The warning for a callback of the notebook of which the file holds the name only."""
+    return (
+        f"the callback `{name_of(callback)}` of the notebook is left out; if it changes what the network sees or says, "
+        f"define it in {NOTEBOOK_FILE}"
+    )
+
+
+def name_of(name: str) -> str:
+    """What notebook.py has to define: `Crop` for `__main__.Crop`, and for `__main__.Crop.Middle`."""
+    return (
+        name.removeprefix(NOTEBOOK + ".").partition(".")[0]
+        if name.startswith(NOTEBOOK + ".")
+        else name.rpartition(".")[2]
+    )
 
 
 def defined_in(notebook: Path) -> set[str]:
@@ -148,8 +183,8 @@ def defined_in(notebook: Path) -> set[str]:
     except (SyntaxError, ValueError, OSError) as error:
         raise ModelFileError(f"{notebook} beside it cannot be read as Python: {error}.") from error
     defined: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+    for node in [inner for top in tree.body for inner in ([top] if isinstance(top, DEFINITIONS) else ast.walk(top))]:
+        if isinstance(node, DEFINITIONS):
             defined.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             defined |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
@@ -165,7 +200,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     verdict = diagnosis.problem or "it can be served, by learner.predict; nothing of it was run to find out."
     rows = [("file", diagnosis.file), *_about_the_file(diagnosis), *_about_the_learner(diagnosis.anatomy)]
     rows += [(title, ", ".join(listed)) for title, listed in _lists(diagnosis) if listed]
-    return "\n".join(f"{title + ':':<18}{_clean(text)}" for title, text in [*rows, ("verdict", verdict)])
+    return "\n".join(f"{title + ':':<18}{printable(text)}" for title, text in [*rows, ("verdict", verdict)])
 
 
 def _about_the_file(diagnosis: Diagnosis) -> list[tuple[str, str]]:
@@ -195,9 +230,5 @@ def _lists(diagnosis: Diagnosis) -> list[tuple[str, list[str]]]:
         ("left out", diagnosis.left_out),
         ("not installed", diagnosis.missing),
         ("refused", diagnosis.refused),
+        ("mind", [mind(name) for name in diagnosis.callbacks]),
     ]
-
-
-def _clean(text: str) -> str:
-    """What a hostile file says of itself must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

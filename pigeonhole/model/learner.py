@@ -8,20 +8,23 @@ the learner as it found it.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import random
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from pigeonhole.errors import ModelFileError
-from pigeonhole.model.doctor import diagnose, not_provided, notebook_beside
+from pigeonhole.model.doctor import diagnose_file, mind, not_provided, notebook_beside
 from pigeonhole.model.export.building import PickleModule
-from pigeonhole.model.export.container import opened
+from pigeonhole.model.export.container import check_file, opened
 from pigeonhole.model.export.drift import complete
 from pigeonhole.model.export.standins import NotProvided, StandIn
 from pigeonhole.model.predictor import Prediction
@@ -30,6 +33,8 @@ from pigeonhole.model.torch_ready import import_torch
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from PIL.Image import Image
+
+log = logging.getLogger(__name__)
 
 TRIAL = (64, 48)  # pixels of the picture that goes through before traffic does
 
@@ -44,27 +49,83 @@ def open_learner(path: Path, sha256: str | None = None, allowed: Collection[str]
             is not here; the sentence says what and what to do.
         PackagesMissing: fastai or torch is not installed.
     """
-    problem = diagnose(path, sha256, allowed).problem
-    if problem:
-        raise ModelFileError(f"MODEL={problem}")
+    check_file(path)
+    with opened(path) as file:  # once: what was looked at is what is loaded
+        diagnosis = diagnose_file(file, path, sha256, allowed)
+        if diagnosis.problem:
+            raise ModelFileError(f"MODEL={diagnosis.problem}")
+        for callback in diagnosis.callbacks:
+            log.warning("MODEL=%s: %s.", path, mind(callback))
+        return _load_and_try(file, path, allowed)
+
+
+def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str]) -> LearnerEngine:
     import_torch()
     try:
-        engine = LearnerEngine(_load(path, allowed))
+        engine = LearnerEngine(_load(file, path, allowed))
         engine.predict(blank_picture())
     except Exception as error:
         raise ModelFileError(f"MODEL={path} cannot be served: {_explained(error)}") from error
     return engine
 
 
-def _load(path: Path, allowed: Collection[str]) -> Learner:
+def _load(file: IO[bytes], path: Path, allowed: Collection[str]) -> Learner:
     from fastai.learner import load_learner
 
-    with opened(path) as file, warnings.catch_warnings():
+    file.seek(0)
+    _check_torchs_view(file)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fastai warns of pickle at every load
         learner = load_learner(file, pickle_module=PickleModule(notebook_of(path), allowed))
-    learner.cbs = learner.cbs.filter(lambda callback: not isinstance(callback, StandIn))
-    learner.metrics = []
+    return _made_ready(learner)
+
+
+def _check_torchs_view(file: IO[bytes]) -> None:
+    """torch has a zip reader of its own; it has to find the parts that ours found, where ours found them.
+
+    Raises:
+        ModelFileError: it does not.
+    """
+    import torch
+
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            ours = {part.filename.partition("/")[2]: part for part in archive.infolist()}
+        file.seek(0)
+        reader = torch._C.PyTorchFileReader(file)
+        theirs = set(reader.get_all_records())
+        offset_of = reader.get_record_offset  # type: ignore[attr-defined]
+        if theirs != set(ours) or not all(_lies_at(file, part, offset_of(name)) for name, part in ours.items()):
+            raise ModelFileError(
+                "torch reads other parts in it than its directory lists; torch.save writes no such file."
+            )
+    file.seek(0)
+
+
+def _lies_at(file: IO[bytes], part: zipfile.ZipInfo, offset: int) -> bool:
+    """Does the content of `part` begin at `offset`? Before it lie 30 bytes, its name and some padding."""
+    file.seek(part.header_offset + 26)
+    name, extra = int.from_bytes(file.read(2), "little"), int.from_bytes(file.read(2), "little")
+    return offset == part.header_offset + 30 + name + extra
+
+
+def _made_ready(learner: Learner) -> Learner:
+    """Give what was left out of the file, or is none of its business, the value a new learner has."""
+    from fastai.callback.core import TrainEvalCallback
+    from fastai.imports import noop
+    from fastai.learner import CastToTensor, Recorder
+    from torch import nn
+
+    if not isinstance(learner.model, nn.Module):
+        raise ModelFileError("its network is none of torch's.")
     complete(learner.model)
+    of_the_notebook = [callback for callback in learner.cbs if not isinstance(callback, StandIn)]
+    learner.cbs = learner.cbs[:0]
+    learner.add_cbs([TrainEvalCallback(), Recorder(), CastToTensor(), *of_the_notebook])
+    learner.metrics = []
+    learner.opt, learner.training, learner.create_mbar, learner.logger = None, False, False, noop
+    for loader in learner.dls.loaders:
+        loader.rng, loader.fake_l.worker_init_fn = random.Random(0), noop
     return learner
 
 

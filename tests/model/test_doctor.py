@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from pigeonhole.cli import main
 from pigeonhole.model.doctor import diagnose
 from tests.conftest import EXPORT, ROOT, StartServer
-from tests.model.export.hostile import in_zip
+from tests.model.export.hostile import copied, in_zip, learner_pickle
 
 SHA256 = hashlib.sha256(EXPORT.read_bytes()).hexdigest()
 FIXTURES = ROOT / "tests" / "exports" / "fixtures"
@@ -68,7 +67,7 @@ def test_pinned(monkeypatch: pytest.MonkeyPatch, start_server: StartServer, tmp_
     assert main(["doctor", str(EXPORT)]) == 1
     server = start_server(MODEL_SHA256=wrong, UPLOADS=str(tmp_path), wait=False)
     assert server.process.wait(60) != 0
-    assert f"MODEL_SHA256 says {wrong}; it was not opened" in server.log.read_text()
+    assert f"MODEL_SHA256 says {wrong}; it was not read" in server.log.read_text()
 
 
 def test_modules_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,15 +92,14 @@ def test_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_damaged_pickles(tmp_path: Path) -> None:
     """Whatever stands in the pickle, the doctor has a sentence for it."""
     source = FIXTURES / "fastai-2.7.19" / "function-in-main.pkl"
-    with zipfile.ZipFile(source) as archive:
-        pickle = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    pickle = learner_pickle(source)
     dice = random.Random(7)
     sentences = set()
     for _ in range(150):
         changed = bytearray(pickle)
         for _ in range(dice.choice((1, 1, 3, 30))):
             changed[dice.randrange(len(changed))] = dice.randrange(256)
-        diagnosis = diagnose(in_zip(bytes(changed), tmp_path / "export.pkl"))
+        diagnosis = diagnose(copied(tmp_path / "export.pkl", source, **{"data.pkl": bytes(changed)}))
         assert diagnosis.problem is None or diagnosis.problem.startswith(str(tmp_path))
         sentences.add(str(diagnosis.problem).partition("served: ")[2][:12])
     assert len(sentences) > 2

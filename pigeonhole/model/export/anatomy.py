@@ -11,8 +11,8 @@ from typing import Any
 
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.export import names
-from pigeonhole.model.export.judging import outside_code
 from pigeonhole.model.export.pickles import Code, Global, Made, Pickle, Weights, walk
+from pigeonhole.model.export.shapes import parts_built
 
 LEARNER = "fastai.learner.Learner"
 # learners of other things, by their class
@@ -29,8 +29,8 @@ OTHER_TASKS = {
     "PointScaler": "predicts points",
     "BBoxLabeler": "predicts boxes",
 }
-CLASSIFIER_TARGETS = ("Categorize", "MultiCategorize")
-IMAGE_CLASSES = ("PILImage", "PILImageBW", "PILImageBase", "PILBase")
+CLASSIFIER_TARGETS = ("Categorize", "MultiCategorize", "EncodedMultiCategorize")
+IMAGE_CLASSES = ("PILImage", "PILImageBW")
 FASTAI_1 = ("basic_train", "basic_data", "data_block", "vision.image", "vision.transform", "callbacks")
 OLD_TIMM = ("timm.models.layers", "timm.models.efficientnet_blocks", "timm.models.efficientnet_builder")
 # networks of timm before 0.9 whose answers were compared on today's: the code of others may mean something else now
@@ -39,14 +39,18 @@ COMPARED_TIMM = (
     "ResNetV2 VGG VisionTransformer"
 )
 GLUE = ("Sequential", "ModuleList", "Identity", "Flatten", "Dropout")  # layers that tell nothing of a network
-# events of a callback in which it can change what the model sees or says
+# events in which a callback can change what the network sees or says, when it does no more than it should
 INFERENCE_EVENTS = {"before_validate", "before_batch", "after_pred"}
 TRAINING_ONLY, VALIDATION_ONLY = 0, 1  # fastai's split_idx
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is in a learner. `needed` is what of the notebook's inference calls; `trouble` why it cannot be served."""
+    """What is in a learner.
+
+    `needed` are names of the notebook's that inference calls; `callbacks` the notebook's callbacks that are names only,
+    as fastai wrote them until 2.7, so that nobody can tell; `trouble` says why it cannot be served.
+    """
 
     era: str
     network: str
@@ -55,11 +59,12 @@ class Anatomy:
     item_transforms: tuple[str, ...]
     batch_transforms: tuple[str, ...]
     needed: tuple[str, ...]
+    callbacks: tuple[str, ...]
     trouble: str | None
 
 
-def dissect(pickle: Pickle) -> Anatomy:
-    """Look at an image classifier's pickle.
+def dissect(pickle: Pickle, allowed: frozenset[str] = frozenset()) -> Anatomy:
+    """Look at an image classifier's pickle; `allowed` names are admitted on top.
 
     Raises:
         ModelFileError: it holds no Learner.
@@ -74,10 +79,11 @@ def dissect(pickle: Pickle) -> Anatomy:
         era=era_of(pickle),
         network=_network(learner),
         labels=_labels(categorize),
-        multi_label=_class_name(categorize) == "MultiCategorize",
+        multi_label="Multi" in _class_name(categorize),
         item_transforms=tuple(map(_describe, _active(loader, "after_item"))),
         batch_transforms=tuple(map(_describe, _active(loader, "before_batch") + _active(loader, "after_batch"))),
-        needed=tuple(_needed(learner, loader)),
+        needed=tuple(_needed(learner, loader, allowed)),
+        callbacks=tuple(_unknown_callbacks(learner, allowed)),
         trouble=_trouble(loader, categorize) or _untested_timm(pickle),
     )
 
@@ -276,8 +282,8 @@ def _picture_class(loader: Any) -> Any:
     return types[-1] if types else None
 
 
-def _is_notebooks(name: Global) -> bool:
-    return names.judge(name.module, name.name).fate == "notebook"
+def _is_notebooks(name: Global, allowed: frozenset[str] = frozenset()) -> bool:
+    return names.judge(name.module, name.name, allowed).fate == "notebook"
 
 
 def _untested_timm(pickle: Pickle) -> str | None:
@@ -285,7 +291,9 @@ def _untested_timm(pickle: Pickle) -> str | None:
     if not any(module.startswith(OLD_TIMM) for module in modules):
         return None
     for node in pickle.nodes:
-        if not (isinstance(node, Made) and _kind(node).startswith("timm.models.") and node.get("num_classes")):
+        if not (
+            isinstance(node, Made) and _kind(node).startswith("timm.models.") and node.get("num_classes") is not None
+        ):
             continue
         if _class_name(node) not in COMPARED_TIMM.split():
             return (
@@ -295,13 +303,33 @@ def _untested_timm(pickle: Pickle) -> str | None:
     return None
 
 
-def _needed(learner: Made, loader: Any) -> Iterator[str]:
+def _needed(learner: Made, loader: Any, allowed: frozenset[str]) -> Iterator[str]:
     """What of the notebook's own inference would call: in the network, the loss, the transforms, the callbacks."""
     parts = [learner.get("model"), learner.get("loss_func"), *_active(loader, "after_item")]
     parts += [*_active(loader, "before_batch"), *_active(loader, "after_batch"), _picture_class(loader)]
-    found = {str(node) for node in walk(parts, outside_code) if isinstance(node, Global) and _is_notebooks(node)}
+    found = {str(node) for node in walk(parts, _built) if isinstance(node, Global) and _is_notebooks(node, allowed)}
     for callback in items_of(learner.get("cbs")):
         maker = callback.maker if isinstance(callback, Made) else None
-        if isinstance(maker, Code) and INFERENCE_EVENTS & set(maker.members):
+        if isinstance(maker, Code) and INFERENCE_EVENTS & _members(maker):
             found.add(str(maker))
     yield from sorted(found)
+
+
+def _unknown_callbacks(learner: Made, allowed: frozenset[str]) -> Iterator[str]:
+    for callback in items_of(learner.get("cbs")):
+        maker = callback.maker if isinstance(callback, Made) else None
+        if type(maker) is Global and _is_notebooks(maker, allowed):
+            yield str(maker)
+
+
+def _built(node: Any) -> Iterator[Any]:
+    """What of `node` is built, its maker included."""
+    yield from parts_built(node)
+    if isinstance(node, Made):
+        yield node.maker
+
+
+def _members(code: Code) -> set[str]:
+    """What a class that travels as bytecode defines, or inherits of others that do."""
+    inherited = (_members(base) for base in code.bases if isinstance(base, Code))
+    return set(code.members).union(*inherited)

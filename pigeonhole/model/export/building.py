@@ -9,29 +9,26 @@ stand-ins for what inference never calls. Weights come through torch's own hook.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.export import names
-from pigeonhole.model.export.judging import bound, judge_pickle, refusal
+from pigeonhole.model.export.judging import judge_pickle, refusal
 from pigeonhole.model.export.names import Family, Verdict
 from pigeonhole.model.export.pickles import Code, Global, Made, Weights, read_pickle
+from pigeonhole.model.export.shapes import bound, fate_of, implementations, kept, kind_of
 from pigeonhole.model.export.standins import StandIn, StandInClass, as_function, stand_in
 
-TRANSFORM_METHODS = ("encodes", "decodes", "setups")
-TYPE_DISPATCH = "fastcore.dispatch.TypeDispatch"  # what held a Transform's functions until fastai 2.7
-PLUM_FUNCTIONS = ("plum._function.Function", "plum.function.Function")  # and since
-# Attributes that inference does without, by class and of all classes: what training left, a user's last batch of photos
-# among it; what describes an object to people; caches.
-DROPPED = {
-    "fastai.learner.Learner": "opt xb yb pred loss loss_grad smooth_loss final_record dl iter train_iter _metrics "
-    "metrics opt_func splitter arch mixed_precision non_native_mixed_precision model_to_half channels_last",
-    "": "__signature__ __stored_args__ _cache cache",
-}
+TRANSFORM_METHODS = ("encodes", "decodes")
+# a network's hooks are functions; those of a learner that is exported are empty
+HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks",
+         "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
 
 
 class PickleModule:
@@ -72,6 +69,9 @@ class GuardedUnpickler:
         refused = judge_pickle(pickle, self.allowed).refused
         if refused:
             raise refusal(refused)
+        for node in pickle.nodes:
+            if isinstance(node, Weights):
+                self.build(node)  # also those that nothing built refers to: torch misses them in a legacy file
         return self.build(pickle.root)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -134,39 +134,50 @@ class GuardedUnpickler:
         return made
 
     def _build_made(self, node: Made) -> Any:
-        kind = ".".join(names.moved(node.maker.module, node.maker.name))
-        special = SPECIAL.get(kind)
+        special = SPECIAL.get(kind_of(node))
         if special:
             return self._remember(node, special(self, node))
         maker = self.build(node.maker)
         if isinstance(maker, StandInClass):
             return self._remember(node, _stand_in_object(maker, node))
-        if node.how == "call" and _is_notebooks(node.maker, self.allowed):
+        if node.how == "call" and fate_of(node.maker, self.allowed) == "notebook":
             raise refusal([f"a call of {node.maker}"])  # the user's file provides it; this one must not call it
         arguments = self.build(node.arguments)
         made = self._remember(node, maker(*arguments) if node.how == "call" else maker.__new__(maker, *arguments))
-        self._fill(made, node, kind)
+        self._fill(made, node)
         return made
 
-    def _fill(self, made: Any, node: Made, kind: str) -> None:
+    def _fill(self, made: Any, node: Made) -> None:
         """Give `made` its elements, items and states."""
         for element in node.elements:
             (made.add if isinstance(made, set) else made.append)(self.build(element))
         for key, value in node.items:
             made[self.build(key)] = self.build(value)
         for state in node.states:
-            _set_state(made, self._build_state(made, state, kind))
+            if isinstance(made, partial):
+                made.__setstate__(self.build(state))  # type: ignore[attr-defined]
+            else:
+                self._set_attributes(made, node, state)
 
-    def _build_state(self, made: Any, state: Any, kind: str) -> Any:
-        if not isinstance(state, dict):
-            return self.build(state)
-        dropped = f"{DROPPED['']} {DROPPED.get(kind, '')}".split()
+    def _set_attributes(self, made: Any, node: Made, state: Any) -> None:
+        """As CPython's load_build, except that an object cannot bring a `__setstate__` of its own."""
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        built = self._build_attributes(made, node, attributes or {})
+        if hasattr(type(made), "__setstate__"):
+            type(made).__setstate__(made, built)
+        else:
+            vars(made).update(built)
+        for name, value in self._build_attributes(made, node, slots or {}).items():
+            object.__setattr__(made, name, value)
+
+    def _build_attributes(self, made: Any, node: Made, state: dict[Any, Any]) -> dict[Any, Any]:
         functions = TRANSFORM_METHODS if _is_transform(made) else ()
         built = {
-            self.build(name): self.build(value)
-            for name, value in state.items()
-            if name not in dropped and name not in functions
+            name: self.build(value)
+            for name, value in kept(node, state)
+            if name not in functions and not (name == "setups" and functions)
         }
+        _check_attributes(made, built)
         built.update(self._functions_of_transform(state, functions))
         return built
 
@@ -177,48 +188,47 @@ class GuardedUnpickler:
         made = {}
         for name in methods:
             functions = [as_function(self.build(function)) for function in implementations(state.get(name))]
-            if functions and name != "setups":
+            if functions:
                 made[name] = Transform(enc=functions).encodes
         return made
 
 
-def implementations(holder: Any) -> list[Any]:
-    """The nodes of the functions that a Transform's `encodes` or `decodes` holds, each once."""
-    if not isinstance(holder, Made):
-        return [] if holder is None else [holder]
-    if holder.kind == TYPE_DISPATCH:  # a table by the first argument's type, of tables by the second's
-        found = [function for inner in _table(holder.get("funcs")) for function in _table(inner)]
-    elif holder.kind in PLUM_FUNCTIONS:
-        resolver = holder.get("_resolver")
-        methods = resolver.get("methods") if isinstance(resolver, Made) else None
-        listed = methods.elements if isinstance(methods, Made) else []
-        found = [holder.get("_f"), *(method.get("implementation") for method in listed if isinstance(method, Made))]
-    else:
-        found = [holder]
-    return list({id(function): function for function in found if function is not None}.values())
+def _check_attributes(made: Any, attributes: dict[Any, Any]) -> None:
+    """Refuse attributes that would hide a method, or make a network call what is no part of it.
+
+    Raises:
+        ModelFileError: they would.
+    """
+    from torch import nn
+
+    for name, value in attributes.items():
+        hidden = inspect.getattr_static(type(made), name, None) if isinstance(name, str) else made
+        is_method = callable(hidden) or isinstance(hidden, (staticmethod, classmethod))  # a property is not hidden
+        if is_method and not _is_pipeline_of(made, name, value):
+            raise refusal([f"{type(made).__module__}.{type(made).__qualname__} whose {name} is replaced"])
+    if isinstance(made, nn.Module):
+        layers = attributes.get("_modules") or {}
+        hooked = [name for name in HOOKS if attributes.get(name)]
+        if hooked or not all(layer is None or isinstance(layer, (nn.Module, StandIn)) for layer in layers.values()):
+            raise refusal([f"{type(made).__module__}.{type(made).__qualname__} with parts that are no layers"])
 
 
-def _table(table: Any) -> list[Any]:
-    held = table.get("d") if isinstance(table, Made) else None
-    return list(held.values()) if isinstance(held, dict) else []
+def _is_pipeline_of(made: Any, name: str, value: Any) -> bool:
+    """A loader keeps its pipelines of transforms under the names of methods that do nothing."""
+    from fastai.data.load import DataLoader
+    from fasttransform.transform import Pipeline
+
+    return (
+        isinstance(made, DataLoader)
+        and name in ("after_item", "before_batch", "after_batch")
+        and isinstance(value, Pipeline)
+    )
 
 
 def _is_transform(made: Any) -> bool:
     from fasttransform.transform import Transform
 
     return isinstance(made, Transform)
-
-
-def _set_state(made: Any, state: Any) -> None:
-    """As CPython's load_build, except that an object cannot bring a `__setstate__` of its own."""
-    set_state = getattr(type(made), "__setstate__", None)
-    if set_state is not None:
-        set_state(made, state)
-        return
-    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-    vars(made).update(attributes or {})
-    for name, value in (slots or {}).items():
-        object.__setattr__(made, name, value)
 
 
 def _stand_in_object(maker: StandInClass, node: Made) -> StandIn:
@@ -228,15 +238,11 @@ def _stand_in_object(maker: StandInClass, node: Made) -> StandIn:
     return made
 
 
-def _is_notebooks(maker: Global, allowed: Collection[str]) -> bool:
-    return names.judge(maker.module, maker.name, allowed).fate == "notebook"
-
-
 def _of_notebook(notebook: ModuleType | None, dotted: str) -> Any:
-    """A function or class that notebook.py defines, or a class that it imports from somebody's package; else None.
+    """A function or class that notebook.py defines, or a class that it imports of a package unknown here; else None.
 
-    No function that it merely imports, nothing of Python's own, and nothing through a module: `__main__.os.system` and
-    `__main__.Popen` are not what it offers.
+    No function that it merely imports, nothing of Python's own or of a package that names.py speaks for, and nothing
+    through a module: `__main__.os.system` and `__main__.Popen` are not what it offers.
     """
     first, *rest = dotted.split(".")
     found = vars(notebook).get(first) if notebook else None
@@ -245,7 +251,8 @@ def _of_notebook(notebook: ModuleType | None, dotted: str) -> Any:
     if not callable(found) or isinstance(found, ModuleType):
         return None
     home = str(getattr(found, "__module__", ""))
-    imported = isinstance(found, type) and home.partition(".")[0] not in sys.stdlib_module_names
+    known = {*sys.stdlib_module_names, *names.KNOWN.split()}
+    imported = isinstance(found, type) and home.partition(".")[0] not in known
     return found if imported or (notebook and home == notebook.__name__) else None
 
 
@@ -280,18 +287,13 @@ def _check_family(found: Any, verdict: Verdict, family: Family) -> None:
         raise refusal([str(verdict)])
 
 
-def _get_attribute(unpickler: GuardedUnpickler, node: Made) -> Any:
-    return _bound_attribute(unpickler, *node.arguments)
-
-
-def _bind_method(unpickler: GuardedUnpickler, node: Made) -> Any:
-    return _bound_attribute(unpickler, *bound(node.arguments))
-
-
-def _bound_attribute(unpickler: GuardedUnpickler, owner_node: Any, attribute: str) -> Any:
+def _bound_attribute(unpickler: GuardedUnpickler, node: Made) -> Any:
+    owner_node, attribute = bound(node)
     owner = unpickler.build(owner_node)
     if isinstance(owner, (StandInClass, StandIn)):
         return unpickler.stand_in(f"{owner.stands_for}.{attribute}")
+    if isinstance(owner_node, Made):
+        raise refusal([f"a method of {owner_node.kind}"])
     return getattr(owner, attribute)
 
 
@@ -316,19 +318,55 @@ def _path(unpickler: GuardedUnpickler, node: Made) -> Path:
     return Path(*map(str, node.arguments))
 
 
-def _without_calling(unpickler: GuardedUnpickler, node: Made) -> Any:
+def _reconstruct(unpickler: GuardedUnpickler, node: Made) -> Any:
     """`copyreg._reconstructor(class, base, state)`: NEWOBJ, as protocols before 2 write it."""
     cls, base, state = node.arguments
     arguments = () if str(base) == "builtins.object" else (state,)
     return unpickler.build(Made(cls, arguments, "new", node.states, node.elements, node.items))
 
 
+def _dtype(unpickler: GuardedUnpickler, node: Made) -> Any:
+    """A NumPy dtype of numbers, text or objects; of its state only the order of bytes counts."""
+    import numpy as np
+
+    orders = [state[1] for state in node.states if isinstance(state, tuple) and len(state) > 1]
+    order = next((order for order in orders if order in ("<", ">", "|", "=")), "=")
+    return np.dtype(node.arguments[0]).newbyteorder(order)
+
+
+def _scalar(unpickler: GuardedUnpickler, node: Made) -> Any:
+    """`numpy.core.multiarray.scalar(dtype, bytes)`."""
+    return _array_of(unpickler.build(node.arguments[0]), (), unpickler.build(node.arguments[1]))[()]
+
+
+def _array(unpickler: GuardedUnpickler, node: Made) -> Any:
+    """`numpy.core.multiarray._reconstruct(…)`; its state: (version, shape, dtype, Fortran's order, bytes or list)."""
+    _, shape, dtype, is_fortran, content = unpickler.build(node.states[-1])
+    array = _array_of(dtype, shape, content)
+    return array.reshape(shape[::-1]).T if is_fortran else array
+
+
+def _array_of(dtype: Any, shape: tuple[int, ...], content: Any) -> Any:
+    import numpy as np
+
+    if dtype.hasobject:  # a list of what was built already; raw bytes would be taken for pointers
+        array = np.empty(len(content), dtype=object)
+        array[:] = list(content) if isinstance(content, list) else [None] * len(content)
+    else:
+        array = np.frombuffer(content, dtype).copy()
+    return array.reshape(shape)
+
+
 SPECIAL: dict[str, Callable[[GuardedUnpickler, Made], Any]] = {
-    "builtins.getattr": _get_attribute,
-    "types.MethodType": _bind_method,
+    "builtins.getattr": _bound_attribute,
+    "types.MethodType": _bound_attribute,
+    "builtins.type": lambda unpickler, node: type(None),
+    "numpy.dtype": _dtype,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray._reconstruct": _array,
     "torch._tensor._rebuild_from_type": _tensor_of_class,
     "torch._tensor._rebuild_from_type_v2": _tensor_of_class,
     "torch._tensor._fa_rebuild_tensor": _tensor_of_fastai,
-    "copyreg._reconstructor": _without_calling,
+    "copyreg._reconstructor": _reconstruct,
     **{f"pathlib.{name}": _path for name in names.CALLED["pathlib"].split()},
 }

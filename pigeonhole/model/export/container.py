@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pigeonhole.errors import ModelFileError
-from pigeonhole.model.export.pickles import Global, Made, Pickle, Weights, read_pickle
+from pigeonhole.model.export.pickles import Pickle, Weights, read_pickle
+from pigeonhole.model.export.shapes import is_storage_key
 
 HEAD = 64  # bytes looked at to tell what a file is
 CHUNK = 1024 * 1024  # bytes
@@ -27,6 +28,7 @@ GIT_LFS_MAGIC = b"version https://git-lfs"
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file: torch's MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001  # the second
+ZIP_ENDS = 22 + 20 + 56  # bytes of the three records a zip64 ends with
 PICKLE_START = re.compile(rb"\x80[\x00-\x05]|[(\]}c]")  # PROTO, or what pickles of protocols 0 and 1 begin with
 # what torch.save puts beside the pickle, below one folder
 ZIP_PARTS = re.compile(r"data/\d+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment")
@@ -85,13 +87,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_container(file: IO[bytes]) -> Container:
-    """Read an export whole, check what can be checked, and read its pickle as data.
+def read_container(file: IO[bytes], pinned: str | None = None) -> Container:
+    """Read an export whole, check what can be checked, and read its pickle as data; `pinned` is its SHA-256, if given.
 
     Raises:
-        ModelFileError: it is damaged, cut off, or not what torch.save writes; the sentence starts with "it".
+        ModelFileError: it is another file than the pinned one, damaged, cut off, or not what torch.save writes.
     """
     size, sha256 = _measure(file)
+    if pinned and sha256 != pinned.lower():
+        raise ModelFileError(f"its SHA-256 is {sha256}, and MODEL_SHA256 says {pinned.lower()}; it was not read.")
     file.seek(0)
     if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
         return Container("zip", size, sha256, _read_zip(file))
@@ -116,9 +120,11 @@ def _measure(file: IO[bytes]) -> tuple[int, str]:
 def _read_zip(file: IO[bytes]) -> Pickle:
     try:
         with zipfile.ZipFile(file) as archive:
+            _check_directory(file, archive)
             name = _name_of_pickle(archive)
             _check_sums(archive)
             stream = io.BytesIO(archive.read(name))
+            sizes = {part.filename.rpartition("/")[2]: part.file_size for part in archive.infolist()}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, ValueError) as error:
         raise ModelFileError(
             "it is a damaged or incomplete zip; copy it again, or export the learner again."
@@ -126,7 +132,24 @@ def _read_zip(file: IO[bytes]) -> Pickle:
     pickle = read_pickle(stream)
     if stream.read(1):
         raise ModelFileError("its pickle goes on after its end, which no export does; nothing of it was run.")
+    for key, length in _storages(pickle).items():
+        if sizes.get(key) != length:  # torch would read what lies behind it in memory
+            raise ModelFileError(f"it announces {length} bytes of weights {key!r} and holds {sizes.get(key, 0)}.")
     return pickle
+
+
+def _check_directory(file: IO[bytes], archive: zipfile.ZipFile) -> None:
+    """The directory has to lie where its end says it does. Readers differ where it does not, and torch's is another.
+
+    Source: APPNOTE.TXT of the zip format, sections 4.3.14 to 4.3.16 (zip64's end, its locator, the end).
+    """
+    file.seek(-min(ZIP_ENDS, file.seek(0, io.SEEK_END)), io.SEEK_END)
+    ends = file.read()
+    offset = int.from_bytes(ends[-6:-2], "little")
+    if ends[-42:-38] == b"PK\x06\x07":
+        offset = int.from_bytes(ends[-50:-42], "little")
+    if ends[-22:-18] != b"PK\x05\x06" or ends[-2:] != b"\0\0" or offset != archive.start_dir:
+        raise ModelFileError("its parts do not lie where its directory says; torch.save does not write that.")
 
 
 def _name_of_pickle(archive: zipfile.ZipFile) -> str:
@@ -169,35 +192,21 @@ def _read_legacy(file: IO[bytes], size: int) -> Pickle:
         raise ModelFileError("it starts as a file of torch does and goes on as none does.")
     if any(pickle.nodes for pickle in (protocol, system, keys)):
         raise ModelFileError("it holds a pickle where torch.save writes plain numbers; nothing of it was run.")
-    expected = file.tell() + sum(8 + length for length in _lengths(learner))
+    expected = file.tell() + sum(8 + length for length in _storages(learner).values())
     if size != expected:
         raise ModelFileError(f"it has {size} bytes where {expected} belong: it is cut off or has been added to.")
     return learner
 
 
-def _lengths(learner: Pickle) -> Iterator[int]:
-    """The bytes of each of the weights, as the pickle announces them: ("storage", class, key, place, count, view)."""
-    found: dict[object, int] = {}
+def _storages(learner: Pickle) -> dict[str, int]:
+    """The bytes of each of the weights, by key, as the pickle announces them."""
+    found: dict[str, int] = {}
     for node in learner.nodes:
-        if (
-            isinstance(node, Weights)
-            and isinstance(node.key, tuple)
-            and len(node.key) >= 5
-            and node.key[0] == "storage"
-        ):
-            _, kind, key, _, count, *_ = node.key
-            width = ELEMENT_BYTES.get(kind.name.removesuffix("Storage")) if isinstance(kind, Global) else None
-            if width is None or not isinstance(count, int) or isinstance(key, Made):
+        if isinstance(node, Weights):
+            if not is_storage_key(node.key):
                 raise ModelFileError("it announces weights of an unknown kind.")
-            found[key] = width * count
-    yield from found.values()
-
-
-def check_sha256(sha256: str, wanted: str | None) -> None:
-    """Compare with MODEL_SHA256.
-
-    Raises:
-        ModelFileError: it is another file than the one that was pinned.
-    """
-    if wanted and sha256 != wanted.lower():
-        raise ModelFileError(f"its SHA-256 is {sha256}, and MODEL_SHA256 says {wanted.lower()}; it was not opened.")
+            _, kind, key, _, count, *_ = node.key
+            width = ELEMENT_BYTES.get(kind.name.removesuffix("Storage"), 1)  # UntypedStorage counts bytes
+            if found.setdefault(key, width * count) != width * count:
+                raise ModelFileError(f"it announces weights {key!r} twice, of different sizes.")
+    return found

@@ -56,7 +56,7 @@ GAINED = (
     Gained("*", "grad_checkpointing", _false),
     Gained("BatchNormAct2d GroupNormAct", "drop", _identity),
     Gained("LayerNorm2d GroupNormAct GroupNorm1", "_fast_norm", _false),
-    Gained("ClassifierHead", "drop", lambda head: _dropout(head.drop_rate)),
+    Gained("classifier.ClassifierHead", "drop", lambda head: _dropout(head.drop_rate)),
     Gained("DenseNet DLA HighResolutionNet", "head_drop", lambda net: _dropout(net.drop_rate)),
     Gained("VisionTransformer Beit Cait MlpMixer", "head_drop", _identity),
     Gained("PatchEmbed", "strict_img_size", lambda _: True),

@@ -1,10 +1,11 @@
 """Which names an image learner's pickle may use: where they are today, and what stands in for those nobody needs.
 
-A name is *real*: today's object of that name is used; or *called*: it may be called too while the file is read. It is
-*left out*: inference never calls it, so a stand-in takes its place (labelling functions, metrics, training callbacks,
-progress bars). It is the *notebook's*. Or it is *refused*. No package is admitted as a whole: `fastcore.xtras.run` and
-`torch.serialization.os.system` lie in honest ones. What is admitted was collected from exports made with fastai2 0.0.30
-and fastai 2.0 to 2.8 (tests/exports).
+A name may be *called* while the file is read; or empty objects of it may be *made* and given attributes; or it may be
+*held* as it is. It is *left out* if inference never calls it, and a stand-in takes its place (labelling functions,
+metrics, callbacks, progress bars). It is the *notebook's*. Or it is *refused*. No package is admitted as a whole:
+`fastcore.xtras.run` and `torch.serialization.os.system` lie in honest ones. What is admitted was collected from exports
+made with fastai2 0.0.30 and fastai 2.0 to 2.8 (tests/exports), and completed by hand with its neighbours: other losses,
+activations, kinds of numbers.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ MOVED = (
     Move("fastai.torch_core", "_fa_rebuild_tensor _rebuild_from_type", "torch._tensor", "fastai 2.8"),
     Move("fastai.vision.augment", "TensorImage TensorMask", "fastai.torch_core", "Python 3.13"),
     Move("pathlib._local", "*", "pathlib", "Python 3.13"),
+    # loaders that draw training's photos in a way of their own are ordinary ones when they do not train
+    Move("fastai.callback.data", "WeightedDL=TfmdDL PartialDL=TfmdDL", "fastai.data.core", "always"),
     Move("numpy.core.multiarray", "*", "numpy._core.multiarray", "NumPy 2.0"),
     Move("numpy.core._multiarray_umath", "*", "numpy", "NumPy 1.25"),
     Move("numpy._core._multiarray_umath", "*", "numpy", "NumPy 2.0"),
@@ -82,39 +85,49 @@ MOVED = (
     Move("timm.models.layers", "*", "timm.layers", "timm 0.9"),
 )
 
-# What a pickle may call while it is read. Each is harmless whatever it is given.
+# What a pickle may call while it is read, with the arguments that judging.py looks at; nothing else.
 CALLED = {
-    "builtins": "set frozenset list dict tuple bytes bytearray complex slice getattr type",
-    "collections": "OrderedDict defaultdict Counter deque",
-    "copyreg": "_reconstructor __newobj__ __newobj_ex__",
+    "builtins": "set frozenset bytes complex slice getattr type",
+    "collections": "OrderedDict",
+    "copyreg": "_reconstructor",
     "functools": "partial",
     "types": "MethodType",
     "_codecs": "encode",
     "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
-    "random": "Random",
-    "re": "_compile",
     "numpy": "dtype",
     "numpy._core.multiarray": "scalar _reconstruct",
     "torch": "device Size",
-    "torch._utils": "_rebuild_tensor _rebuild_tensor_v2 _rebuild_parameter _rebuild_parameter_with_state",
+    "torch._utils": "_rebuild_tensor_v2 _rebuild_parameter",
     "torch._tensor": "_rebuild_from_type _rebuild_from_type_v2 _fa_rebuild_tensor",
     "PIL.Image": "Resampling",
     "torchvision.transforms.functional": "InterpolationMode",
     "timm.layers.format": "Format",
 }
-# Of these a call only looks a member up, which belongs to everybody: a file must not make new ones, nor change theirs.
-STATELESS = ("PIL.Image.Resampling", "torchvision.transforms.functional.InterpolationMode", "timm.layers.format.Format")
-# These call what they are given, which has to be one of those.
-CALLERS = ("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2")
-TENSOR_MAKERS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
-# These make an empty object of the class they are given, which has to be one that is not for calling.
-NEW_OBJECTS = ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__")
 
-# Classes, made empty and then given their attributes, and values. Nothing here is called while the pickle is read.
-USED = {
-    "builtins": "object bool int float str print NoneType",
+# Classes of which a pickle may make an empty object and give it attributes (shapes.py says which).
+MADE = {
+    "fastcore.basics": "fastuple",
+    "fastcore.foundation": "L",
+    "fasttransform.transform": "Transform Pipeline",
+    "fastai.data.core": "DataLoaders Datasets TfmdDL TfmdLists",
+    "fastai.data.load": "_FakeLoader",
+    "fastai.data.transforms": "Categorize MultiCategorize EncodedMultiCategorize CategoryMap OneHotEncode ToTensor "
+    "IntToFloatTensor Normalize RegressionSetup Category MultiCategory",
+    "fastai.vision.data": "ImageDataLoaders",
+    "fastai.vision.augment": "_BrightnessLogit _ContrastLogit _WarpCoord _SaturationLogit _Hue",
+    "fastai.learner": "Learner",
+    "fastai.losses": LOSSES,
+}
+
+# Classes and functions that may be held as they are. The functions are called at inference, by the object that holds
+# them; none of them does anything but reckon with numbers, or make a picture of one.
+HELD = {
+    "builtins": "object bool int float str bytes set frozenset list dict tuple print",
+    "collections": "OrderedDict",
+    "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
     "typing": "Any",
-    "numpy": "ndarray float64 float32 float16 int64 int32 int16 int8 uint8 bool_ less greater less_equal greater_equal",
+    "numpy": "ndarray float64 float32 float16 int64 int32 int16 int8 uint8 bool_ str_ less greater less_equal "
+    "greater_equal",
     "PIL.Image": "Image",
     "torch": "Tensor float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool sigmoid tanh relu "
     "contiguous_format channels_last",
@@ -122,23 +135,16 @@ USED = {
     "torch.nn.functional": "relu relu6 leaky_relu elu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh "
     "softplus softmax log_softmax adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d cross_entropy "
     "binary_cross_entropy binary_cross_entropy_with_logits nll_loss",
-    "fastcore.basics": "fastuple noop noops",
-    "fastcore.foundation": "L",
-    "fasttransform.transform": "Transform Pipeline ItemTransform DisplayedTransform InplaceTransform",
+    "fastcore.basics": "noop noops",
     "fastai.imports": "noop noops",
     "fastai.torch_core": "TensorBase TensorCategory TensorMultiCategory TensorImageBase TensorImage TensorImageBW "
     "TitledStr TitledInt TitledFloat TitledTensorScalar",
-    "fastai.data.core": "DataLoaders Datasets TfmdDL TfmdLists FilteredBase",
-    "fastai.data.load": "DataLoader _FakeLoader _wif",
-    "fastai.data.transforms": "Category CategoryMap MultiCategory parent_label",
+    "fastai.data.core": "FilteredBase",
+    "fastai.data.load": "_wif",
+    "fastai.data.transforms": "parent_label",
     "fastai.vision.core": "PILBase PILImage PILImageBW",
-    "fastai.vision.data": "ImageDataLoaders",
-    "fastai.vision.augment": "flip_mat rotate_mat zoom_mat dihedral_mat _BrightnessLogit _ContrastLogit _WarpCoord "
-    "_SaturationLogit _Hue cutout_gaussian",
-    "fastai.learner": "Learner Recorder CastToTensor AvgMetric AvgLoss AvgSmoothLoss",
-    "fastai.callback.core": "TrainEvalCallback",
+    "fastai.vision.augment": "flip_mat rotate_mat zoom_mat dihedral_mat cutout_gaussian",
     "fastai.layers": "sigmoid sigmoid_ swish mish",
-    "fastai.losses": LOSSES,
     "timm.layers.activations": "gelu quick_gelu mish swish sigmoid tanh hard_swish hard_sigmoid hard_mish",
     "timm.layers.adaptive_avgmax_pool": "adaptive_avgmax_pool2d adaptive_catavgmax_pool2d adaptive_pool_feat_mult",
 }
@@ -160,9 +166,7 @@ FAMILIES = (
     Family("fastai.layers", "torch.nn.modules.module.Module"),
     Family("fastai.vision.models", "torch.nn.modules.module.Module"),
     Family("fastai.vision.learner", "torch.nn.modules.module.Module"),
-    Family("fastai.data.transforms", "fasttransform.transform.Transform"),
     Family("fastai.vision.augment", "fasttransform.transform.Transform"),
-    Family("fastai.vision.core", "fasttransform.transform.Transform"),
 )
 WRITE_CODE = (
     "torch.fx.graph_module.GraphModule",
@@ -174,18 +178,12 @@ ATTRIBUTES = {
     "fastai.vision.core.PILImage": "create",
     "fastai.vision.core.PILImageBW": "create",
     "fastai.vision.core.PILBase": "create",
-    "fastai.torch_core.TensorImage": "lighting affine_coord",
+    "fastai.torch_core.TensorImage": "lighting affine_coord hsv",
     "fastai.data.core.FilteredBase": "dataloaders",
     "PIL.Image.Resampling": "NEAREST BOX BILINEAR HAMMING BICUBIC LANCZOS",
     "torchvision.transforms.functional.InterpolationMode": "NEAREST BILINEAR BICUBIC LANCZOS HAMMING BOX",
     "timm.layers.format.Format": "NCHW NHWC NCL NLC",
 }
-# methods bound to an object of the learner's own, by whichever admitted class defines them
-METHODS = (
-    "before_call dataloaders sample create_item create_batch create_batches after_iter before_iter retain wif get_idxs "
-    "shuffle_fn do_batch after_item after_batch before_batch encodes decodes setups lighting"
-)
-
 MAKERS_OF_CODE = (  # pickles.py reads what these would make, and nothing else may call them
     "_make_function _make_skeleton_class _make_skeleton_enum _function_setstate _class_setstate _builtin_type"
 )
@@ -210,6 +208,16 @@ LEFT_OUT = (
     ("timm.optim", "*", "optimizer"),
     ("timm.loss", "*", "loss"),
     ("torch.optim", "*", "optimizer"),
+    ("torch.distributions", "*", "training callback"),
+    ("torch.utils.hooks", "RemovableHandle", "training callback"),
+    ("fastai.torch_core", "Module", "annotation"),
+    ("fastai.data.core", "FilteredBase", "annotation"),
+    ("typing", "*", "annotation"),
+    ("types", "GenericAlias UnionType NoneType", "annotation"),
+    ("collections.abc", "*", "annotation"),
+    ("collections", "defaultdict Counter deque", "container"),
+    ("random", "Random", "random numbers"),
+    ("re", "_compile", "pattern"),
     ("torch.cuda.amp.autocast_mode", "autocast", "mixed precision"),
     ("torch.amp.autocast_mode", "autocast", "mixed precision"),
     ("torch.cuda.amp.grad_scaler", "GradScaler OptState _refresh_per_optimizer_state", "mixed precision"),
@@ -226,8 +234,8 @@ LEFT_OUT = (
     ("plum.function", "*", "dispatch table"),
     ("fastcore.dispatch", "TypeDispatch _TypeDict", "dispatch table"),
     ("fastcore.basics", "merge _using_attr is_not partialler", "function"),
-    ("operator", "or_", "annotation"),
-    ("_operator", "or_ lt le gt ge", "annotation"),
+    ("operator", "or_ itemgetter attrgetter", "function"),
+    ("_operator", "or_ lt le gt ge getitem itemgetter attrgetter", "function"),
     ("functools", "reduce", "annotation"),
     ("IPython.core.display", "DisplayHandle", "progress bar"),
     ("IPython.core.display_functions", "DisplayHandle", "progress bar"),
@@ -247,7 +255,7 @@ LEFT_OUT = (
     ("logging", "getLogger Logger RootLogger", "logger"),
     ("datetime", "datetime date timedelta timezone", "time"),
     ("time", "struct_time", "time"),
-    ("builtins", "map print", "function"),
+    ("builtins", "map", "function"),
 )
 
 # Packages of which a name must be admitted, installed here or not. A module that is neither in one of these, nor
@@ -263,7 +271,7 @@ KNOWN = (
 class Verdict:
     """What becomes of a name: `module` and `name` are today's; `why` says what it is, or was."""
 
-    fate: Literal["real", "called", "left out", "notebook", "refused"]
+    fate: Literal["called", "made", "held", "left out", "notebook", "refused"]
     module: str
     name: str
     why: str = ""
@@ -301,13 +309,19 @@ def judge(module: str, name: str, allowed: Collection[str] = (), *, code: bool =
 def _admitted(module: str, name: str) -> Verdict | None:
     if name in CALLED.get(module, "").split():
         return Verdict("called", module, name)
+    if name in MADE.get(module, "").split():
+        return Verdict("made", module, name)
     owner, _, attribute = name.rpartition(".")
-    if owner and may_get(f"{module}.{owner}", attribute):
-        return Verdict("real", module, name)
-    if name in USED.get(module, "").split() or (module == "torch" and re.fullmatch(r"[A-Z]\w*Storage", name)):
-        return Verdict("real", module, name)
+    storage = module == "torch" and re.fullmatch(r"[A-Z]\w*Storage", name)
+    if name in HELD.get(module, "").split() or storage or (owner and may_get(f"{module}.{owner}", attribute)):
+        return Verdict("held", module, name)
     family = family_of(module, name)
-    return Verdict("real", module, name, family=family) if family else None
+    return Verdict("made", module, name, family=family) if family else None
+
+
+def may_be_held(verdict: Verdict) -> bool:
+    """May an object hold what `verdict` names, and not just call it while the file is read?"""
+    return verdict.fate != "called" or bool(verdict.why) or verdict.name in HELD.get(verdict.module, "").split()
 
 
 def _left_out(module: str, name: str, code: bool) -> Verdict | None:

@@ -29,6 +29,11 @@ UNREADABLE = (
 )
 
 
+def printable(text: str) -> str:
+    """`text` with nothing in it that could steer a terminal; a hostile file may have chosen it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class Node:
     """Something a pickle makes; two are the same only if they are one."""
 
@@ -41,8 +46,7 @@ class Global(Node):
     name: str
 
     def __str__(self) -> str:
-        """With nothing that could steer a terminal: a hostile file chose it."""
-        return "".join(letter if letter.isprintable() else "?" for letter in f"{self.module}.{self.name}")
+        return printable(f"{self.module}.{self.name}")
 
 
 @dataclass(eq=False)
@@ -209,6 +213,26 @@ class _Reader(pickle._Unpickler):
         keywords, arguments, maker = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.append(self._note(Made(maker, (*arguments, keywords), "new")))
 
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()  # type: ignore[misc]
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)
+        super().load_additems()  # type: ignore[misc]
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)
+        super().load_frozenset()  # type: ignore[misc]
+
     def load_build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], Made):
@@ -222,7 +246,23 @@ class _Reader(pickle._Unpickler):
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
     }
+
+
+def is_key(thing: Any) -> bool:
+    """May it be a key of a dict, or in a set? Not a tuple of tuples of tuples: hashing one takes exponential time."""
+    parts = thing if isinstance(thing, tuple) else (thing,)
+    return not any(isinstance(part, (tuple, frozenset)) for part in parts)
+
+
+def _check_keys(keys: list[Any]) -> None:
+    if not all(map(is_key, keys)):
+        raise pickle.UnpicklingError("a key that is made of tuples")
 
 
 MAKERS_OF_CODE = ("_make_function", "_make_skeleton_class", "_make_skeleton_enum")

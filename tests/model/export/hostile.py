@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.conftest import EXPORT
+
 PROTOCOL_2 = b"\x80\x02"
 PROTOCOL_4 = b"\x80\x04"
 
@@ -238,3 +240,20 @@ def bare(hostile: bytes, path: Path) -> Path:
 
 
 CONTAINERS: dict[str, Callable[[bytes, Path], Path]] = {"zip": in_zip, "legacy": in_legacy, "bare": bare}
+
+
+def learner_pickle(source: Path = EXPORT) -> bytes:
+    """The pickle of an export."""
+    with zipfile.ZipFile(source) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+
+
+def copied(path: Path, source: Path = EXPORT, **changed: bytes) -> Path:
+    """An export with some of its parts changed, or others added."""
+    with zipfile.ZipFile(source) as original, zipfile.ZipFile(path, "w") as copy:
+        for part in original.infolist():
+            name = part.filename.partition("/")[2]
+            copy.writestr(f"archive/{name}", changed.pop(name, None) or original.read(part))
+        for name, content in changed.items():
+            copy.writestr(f"archive/{name}", content)
+    return path

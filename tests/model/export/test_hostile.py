@@ -12,8 +12,19 @@ import pytest
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.doctor import diagnose
 from pigeonhole.model.learner import open_learner
-from tests.conftest import EXPORT, ROOT, StartServer
-from tests.model.export.hostile import ATTACKS, CONTAINERS, PROTOCOL_2, Attack, call, in_legacy, in_zip, touch
+from tests.conftest import ROOT, StartServer
+from tests.model.export.hostile import (
+    ATTACKS,
+    CONTAINERS,
+    PROTOCOL_2,
+    Attack,
+    call,
+    copied,
+    in_legacy,
+    in_zip,
+    learner_pickle,
+    touch,
+)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -68,22 +79,6 @@ def test_the_service_and_the_doctor(container: str, tmp_path: Path, start_server
     assert "refused:          posix.system" in doctor.stdout
     assert "Traceback" not in server.log.read_text()
     assert not canary.exists()
-
-
-def learner_pickle() -> bytes:
-    with zipfile.ZipFile(EXPORT) as archive:
-        return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-
-
-def copied(path: Path, **changed: bytes) -> Path:
-    """The demo with some of its parts changed, or others added."""
-    with zipfile.ZipFile(EXPORT) as source, zipfile.ZipFile(path, "w") as target:
-        for part in source.infolist():
-            name = part.filename.partition("/")[2]
-            target.writestr(f"archive/{name}", changed.pop(name, None) or source.read(part))
-        for name, content in changed.items():
-            target.writestr(f"archive/{name}", content)
-    return path
 
 
 def test_a_command_after_the_learner(tmp_path: Path) -> None:

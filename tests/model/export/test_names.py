@@ -18,7 +18,7 @@ ELSEWHERE = (  # admitted as a name, and read by code of ours instead of being c
 )
 
 
-@pytest.mark.parametrize("table", [names.CALLED, names.USED, names.ATTRIBUTES], ids=["called", "used", "attributes"])
+@pytest.mark.parametrize("table", [names.CALLED, names.MADE, names.HELD, names.ATTRIBUTES])
 def test_what_is_admitted_exists(table: dict[str, str]) -> None:
     """Each admitted name is there in what is installed."""
     import_torch()
@@ -63,9 +63,9 @@ def test_moved(module: str, name: str, today: str) -> None:
 
 
 FATES: list[tuple[str, str, str]] = [
-    ("torch.nn.modules.linear", "Linear", "real"),
-    ("torchvision.models.resnet", "BasicBlock", "real"),
-    ("timm.models.convnext", "ConvNeXt", "real"),
+    ("torch.nn.modules.linear", "Linear", "made"),
+    ("torchvision.models.resnet", "BasicBlock", "made"),
+    ("timm.models.convnext", "ConvNeXt", "made"),
     ("collections", "OrderedDict", "called"),
     ("fastai.metrics", "accuracy", "left out"),
     ("fastai.callback.wandb", "WandbCallback", "left out"),
@@ -88,7 +88,12 @@ FATES: list[tuple[str, str, str]] = [
     ("pip._internal", "main", "refused"),
     ("pytest", "main", "refused"),  # installed
     ("__main__", "__class__", "refused"),
-    ("torch", "FloatStorage", "real"),
+    ("torch", "FloatStorage", "held"),
+    ("torch.nn.functional", "relu", "held"),
+    ("fastai.learner", "Learner", "made"),
+    ("fastai.learner", "load_learner", "left out"),
+    ("fastai.data.transforms", "AttrGetter", "left out"),  # a getattr in disguise
+    ("torch.storage", "_load_from_bytes", "refused"),
     ("torch", "os.FloatStorage", "refused"),
     ("", "x", "refused"),
     ("fastai.metrics", "(computed)", "refused"),
