@@ -9,7 +9,8 @@ The map, and the direction of imports (left may import right, never back):
     app.py          the service on one page
     web             the only rooms that import Flask
     model           from picture to Prediction; the only rooms where torch and fastai are imported, and late
-    model/export    an export.pkl as data: container -> pickles -> judging, anatomy -> building
+    model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
+                    and all of them -> judging -> shapes -> pickles -> names
     intake          getting a picture: hostile bytes in, an upright RGB picture out
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once

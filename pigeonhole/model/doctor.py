@@ -87,7 +87,7 @@ def diagnose_file(file: IO[bytes], path: Path, sha256: str | None, allowed: Coll
     ):  # whatever a hostile file is built like
         diagnosis.problem = f"{path} cannot be served: it is not built like an export; export the learner again."
     except ModelFileError as error:
-        diagnosis.problem = f"{path} cannot be served: {error}"
+        diagnosis.problem = printable(f"{path} cannot be served: {error}")
     return diagnosis
 
 
@@ -146,7 +146,7 @@ def not_provided(wanted: Collection[str]) -> str:
     many = len(wanted) > 1
     ours = [name for name in wanted if judge(*name.rpartition(".")[::2]).fate == "left out"]
     if ours:
-        return f"its inference calls {', '.join(ours)}, which is left out here because no image learner was known to."
+        return f"its inference calls {', '.join(ours)}, which is left out here; no image learner was known to call it."
     if any("<" in name for name in wanted):
         return f"its inference calls {named} of the notebook; give what has no name a name there, and export again."
     return (

@@ -84,12 +84,13 @@ keep fastai-2.8.12
 [ -d "$trixie/usr" ] || debootstrap --variant=minbase --include=python3-torch,python3-torchvision,python3-venv,\
 python3-pandas,python3-matplotlib,python3-scipy,python3-sklearn,python3-requests,python3-yaml,ca-certificates \
     trixie "$trixie" >/dev/null
+trap 'umount "$trixie/proc" "$trixie/dev" "$trixie$ana/shop" "$trixie$photos" 2>/dev/null || true' EXIT
 for folder in proc dev; do
     mountpoint -q "$trixie/$folder" || mount --bind "/$folder" "$trixie/$folder"
 done
-mkdir -p "$trixie/$ana/shop" "$trixie/$photos"
-mountpoint -q "$trixie/$ana/shop" || mount --bind "$ana/shop" "$trixie/$ana/shop"
-mountpoint -q "$trixie/$photos" || mount --bind "$photos" "$trixie/$photos"
+mkdir -p "$trixie$ana/shop" "$trixie$photos"
+mountpoint -q "$trixie$ana/shop" || mount --bind "$ana/shop" "$trixie$ana/shop"
+mountpoint -q "$trixie$photos" || mount --bind "$photos" "$trixie$photos"
 cp /etc/resolv.conf "$trixie/etc/resolv.conf"
 cp /etc/ssl/certs/ca-certificates.crt "$trixie/etc/ssl/certs/ca-certificates.crt"
 chroot "$trixie" sh -c "

@@ -141,3 +141,87 @@ KINDS: dict[str, Callable[[], Any]] = {
     "multi-label": _multi,
     "regression": _regression,
 }
+
+
+def export_as_people_do(folder: Path, kind: str) -> Path:
+    """Export an untrained learner whose data came by one of fastai's factories (a key of FACTORIES)."""
+    torch = import_torch()
+    from fastai.learner import Learner
+    from fastai.torch_core import set_seed
+
+    set_seed(3, reproducible=True)
+    dls, options = FACTORIES[kind](photos(folder / "photos"))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.append(torch.nn.Linear(8, dls.c))
+    learn = Learner(dls, model, path=folder, **options)
+    learn.export("export.pkl")
+    return folder / "export.pkl"
+
+
+def _loaders(factory: str, folder: Path, *arguments: Any, **options: Any) -> Any:
+    from fastai.vision.augment import Resize
+    from fastai.vision.data import ImageDataLoaders
+
+    options = {"item_tfms": Resize(32), "bs": 4, "num_workers": 0, "seed": 1, **options}
+    return getattr(ImageDataLoaders, factory)(folder, *arguments, **options)
+
+
+def _of_files(make: Callable[[Path, list[Path]], Any]) -> Callable[[Path], Any]:
+    return lambda folder: (make(folder, sorted(folder.rglob("*.jpg"))), {})
+
+
+def _table(folder: Path, files: list[Path]) -> Any:
+    import pandas
+
+    rows = [(str(path.relative_to(folder)), path.parent.name) for path in files]
+    table = pandas.DataFrame(rows, columns=["name", "label"])
+    import fastai.vision.data
+
+    options = {"item_tfms": fastai.vision.augment.Resize(32), "bs": 4, "num_workers": 0}
+    return fastai.vision.data.ImageDataLoaders.from_df(table, folder, **options)
+
+
+def _with_loss(name: str, **options: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        import fastai.losses
+
+        return _loaders("from_folder", folder, valid_pct=0.2), {"loss_func": getattr(fastai.losses, name)(**options)}
+
+    return make
+
+
+def _with_transforms(folder: Path) -> Any:
+    from fastai.vision.augment import Hue, Saturation, aug_transforms
+
+    return _loaders("from_folder", folder, valid_pct=0.2, batch_tfms=[*aug_transforms(), Hue(), Saturation()]), {}
+
+
+def _with_mixup(folder: Path) -> Any:
+    from fastai.callback.mixup import MixUp
+
+    return _loaders("from_folder", folder, valid_pct=0.2), {"cbs": [MixUp()]}
+
+
+FACTORIES: dict[str, Callable[[Path], Any]] = {
+    "from_folder": lambda folder: (_loaders("from_folder", folder, valid_pct=0.2), {}),
+    "from_name_re": _of_files(lambda folder, files: _loaders("from_path_re", folder, files, r"/(\w+)/\d+.jpg$")),
+    "from_path_func": _of_files(lambda folder, files: _loaders("from_path_func", folder, files, _label)),
+    "a lambda": _of_files(
+        lambda folder, files: _loaders("from_path_func", folder, files, lambda path: path.parent.name)
+    ),
+    "from_df": _of_files(_table),
+    "from_lists": _of_files(
+        lambda folder, files: _loaders(
+            "from_lists", folder, files, list(np.array([path.parent.name for path in files]))
+        )
+    ),
+    "integers": _of_files(
+        lambda folder, files: _loaders(
+            "from_lists", folder, files, [len(path.parent.name) + int(path.stem) % 2 for path in files]
+        )
+    ),
+    "focal loss": _with_loss("FocalLossFlat"),
+    "smoothed labels": _with_loss("LabelSmoothingCrossEntropyFlat"),
+    "hue and saturation": _with_transforms,
+    "mixup": _with_mixup,
+}

@@ -15,7 +15,7 @@ from pigeonhole.intake.pictures import read_picture
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT, LIMITS
-from tests.model.learners import export_learner
+from tests.model.learners import FACTORIES, export_as_people_do, export_learner
 
 
 def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
@@ -64,6 +64,16 @@ def test_kinds(kind: str, tmp_path: Path, photo: Path) -> None:
     prediction = open_learner(export).predict(read(photo))
     assert prediction.success == (list(decoded) if kind == "multi-label" else str(decoded))
     assert list(prediction.probabilities) == probabilities
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_factories(kind: str, tmp_path: Path, photo: Path) -> None:
+    """Learners as people make them: by each of fastai's factories, with its losses, transforms and callbacks."""
+    export = export_as_people_do(tmp_path / "it", kind)
+    decoded, probabilities = plain_predict(export, photo)
+    prediction = open_learner(export).predict(read(photo))
+    decoded = [str(label) for label in decoded] if isinstance(decoded, list) else str(decoded)
+    assert (prediction.success, list(prediction.probabilities)) == (decoded, probabilities)
 
 
 def test_labels(tmp_path: Path) -> None:

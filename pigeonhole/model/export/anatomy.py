@@ -235,14 +235,15 @@ def _plain(label: Any) -> Any:
 
 
 def _network(learner: Made) -> str:
-    """The outermost class of the network, the telling classes in it, and the number of weights."""
+    """The outermost class of the network, the telling classes in it, and the number of parameters."""
     model = learner.get("model")
     layers = [node for node in walk(model) if isinstance(node, Made) and node.get("_modules") is not None]
     telling = [name for name in dict.fromkeys(map(_class_name, layers)) if name not in GLUE]
-    weights = {node.arguments[0].key[2]: node for node in walk(model) if _is_tensor(node)}
-    count = sum(_product(node.arguments[2]) for node in weights.values())
+    held = (node.arguments[0] for node in walk(model) if _kind(node) == "torch._utils._rebuild_parameter")
+    parameters = {tensor.arguments[0].key[2]: tensor for tensor in held if _is_tensor(tensor)}
+    count = sum(_product(tensor.arguments[2]) for tensor in parameters.values())
     named = ", ".join(telling[:6]) + (", …" if len(telling) > 6 else "")
-    return f"{_class_name(model)} of {named}; {count:,} weights"
+    return f"{_class_name(model)} of {named}; {count:,} parameters"
 
 
 def _is_tensor(node: Any) -> bool:

@@ -235,6 +235,10 @@ def _stand_in_object(maker: StandInClass, node: Made) -> StandIn:
     made: StandIn = object.__new__(maker)  # type: ignore[arg-type]
     split_idx = node.get("split_idx", node.maker.members.get("split_idx") if isinstance(node.maker, Code) else None)
     made.split_idx = split_idx if isinstance(split_idx, int) else None
+    if isinstance(node.maker, Code):
+        made.decodes = "decodes" in node.maker.members
+    else:  # a name tells nothing; those of fastai's that are left out undo nothing
+        made.decodes = not made.stands_for.startswith("fastai.")
     return made
 
 

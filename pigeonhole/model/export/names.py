@@ -114,7 +114,7 @@ MADE = {
     "fastai.data.transforms": "Categorize MultiCategorize EncodedMultiCategorize CategoryMap OneHotEncode ToTensor "
     "IntToFloatTensor Normalize RegressionSetup Category MultiCategory",
     "fastai.vision.data": "ImageDataLoaders",
-    "fastai.vision.augment": "_BrightnessLogit _ContrastLogit _WarpCoord _SaturationLogit _Hue",
+    "fastai.vision.augment": "_BrightnessLogit _ContrastLogit _WarpCoord _SaturationLogit _Hue DeterministicDraw",
     "fastai.learner": "Learner",
     "fastai.losses": LOSSES,
 }
@@ -255,7 +255,7 @@ LEFT_OUT = (
     ("logging", "getLogger Logger RootLogger", "logger"),
     ("datetime", "datetime date timedelta timezone", "time"),
     ("time", "struct_time", "time"),
-    ("builtins", "map", "function"),
+    ("builtins", "map Ellipsis NotImplemented", "annotation"),
 )
 
 # Packages of which a name must be admitted, installed here or not. A module that is neither in one of these, nor

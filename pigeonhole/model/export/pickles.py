@@ -211,7 +211,9 @@ class _Reader(pickle._Unpickler):
 
     def load_newobj_ex(self) -> None:
         keywords, arguments, maker = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        self.append(self._note(Made(maker, (*arguments, keywords), "new")))
+        if keywords:
+            raise pickle.UnpicklingError("an object made with keywords, which no learner holds")
+        self.append(self._note(Made(maker, arguments, "new")))
 
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])

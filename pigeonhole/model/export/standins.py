@@ -27,13 +27,17 @@ class StandIn(metaclass=StandInClass):
 
     stands_for = ""
     split_idx: int | None = None
+    decodes = False  # whether it may undo, for people, what it did to a label
 
     def __call__(self, item: Any = None, *_: Any, split_idx: int | None = None, **__: Any) -> Any:
         if self.split_idx is not None and split_idx != self.split_idx:
             return item
         raise NotProvided(self.stands_for)
 
-    decode = __call__
+    def decode(self, item: Any = None, **_: Any) -> Any:
+        if self.decodes:
+            raise NotProvided(self.stands_for)
+        return item
 
 
 def stand_in(wanted: str) -> StandInClass:

@@ -200,6 +200,11 @@ ATTACKS: dict[str, Attack] = {
         "a call of fastai.learner.Learner",
         False,
     ),
+    "an admitted class, called and thrown away": (
+        lambda c: PROTOCOL_2 + b"}" + call("fastai.learner", "Learner", "x") + b"0.",
+        "a call of fastai.learner.Learner",
+        False,
+    ),
     "a member of an enumeration, changed": (
         lambda c: PROTOCOL_2 + b"cPIL.Image\nResampling\nK\x02\x85R}" + literal("_value_") + b"K\x00sb.",
         "a change of PIL.Image.Resampling",

@@ -76,8 +76,13 @@ def a_method_of_an_object(learner: Any) -> None:
     learner.dls.valid.after_item.fs[0].size = learner.export
 
 
+def getattr_held(learner: Any) -> None:
+    learner.dls.valid.after_item.fs[0].size = [getattr]
+
+
 CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "getattr as a layer": (getattr_as_a_layer, "functools.partial of builtins.getattr"),
+    "getattr held": (getattr_held, "builtins.getattr, not called"),
     "a method hidden": (a_method_hidden, "torch.nn.modules.container.Sequential whose forward is replaced"),
     "a function as a layer": (no_layer, "Sequential with parts that are no layers"),
     "a hook": (a_hook, "Sequential with parts that are no layers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,14 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "a list": (pickle.dumps([1, 2]), "it holds a list, not what learn.export() writes"),
     "a number": (pickle.dumps(1), "it holds a int"),
 }
+
+
+def test_tar(tmp_path: Path) -> None:
+    """torch.load unpacks a tar before it looks any further."""
+    (tmp_path / "c").write_text("hello")
+    with tarfile.open(tmp_path / "export.pkl", "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(tmp_path / "c", "c")
+    refused(tmp_path / "export.pkl", "it is a tar archive")
 
 
 @pytest.mark.parametrize(("content", "words"), CONTENTS.values(), ids=CONTENTS.keys())
