@@ -179,7 +179,7 @@ class LearnerEngine:
     def __init__(self, learner: Learner) -> None:
         self.labels = _labels(learner)
         self._item_class = _item_class(learner)
-        self._learner = _silenced(learner)
+        self._learner = learner
         self._one_at_a_time = threading.Lock()  # guards the learner's attributes, where predict keeps its state
 
     def predict(self, picture: Image) -> Prediction:
@@ -219,10 +219,3 @@ def _item_class(learner: Learner) -> Any:
     if not (isinstance(item_class, type) and issubclass(item_class, PILBase)):
         raise ModelFileError("the learner does not take pictures; only image classifiers are served.")
     return item_class
-
-
-def _silenced(learner: Learner) -> Learner:
-    from fastai.callback.progress import ProgressCallback
-
-    learner.remove_cbs(callback for callback in list(learner.cbs) if isinstance(callback, ProgressCallback))
-    return learner

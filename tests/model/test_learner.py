@@ -21,6 +21,7 @@ from tests.model.learners import FACTORIES, export_as_people_do, export_learner
 def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
     """What fastai alone says in a notebook: the decoded answer and the probabilities."""
     import_torch()
+    import fastai.callback.progress  # noqa: F401  gives the Learner its no_bar
     from fastai.learner import load_learner
 
     with warnings.catch_warnings():
