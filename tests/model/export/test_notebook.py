@@ -17,6 +17,7 @@ from PIL import Image
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.doctor import diagnose
 from pigeonhole.model.export.building import PickleModule
+from pigeonhole.model.export.standins import StandInClass
 from pigeonhole.model.learner import notebook_of, open_learner
 from tests.conftest import ROOT
 from tests.model.export.hostile import PROTOCOL_4, in_zip, literal, stack_global
@@ -93,6 +94,35 @@ def test_the_doctor_does_not_run_the_notebook(folder: Path) -> None:
     assert diagnose(folder / "transform.pkl").provided == ["__main__.Invert"]
     assert not (folder / "ran").exists()
     assert not Path("ran").exists()
+
+
+def test_what_a_notebook_offers(tmp_path: Path) -> None:
+    """What notebook.py defines, and classes of packages unknown here; nothing of Python's own or of a known package."""
+    (tmp_path / "notebook.py").write_text(
+        "import os\nfrom os import system\nfrom subprocess import Popen\nfrom torch.fx import GraphModule\n"
+        "from flask_like import Thing\ndef get_x(path): return path\nclass Crop:\n    class Inner: pass\nsize = 3\n"
+    )
+    (tmp_path / "flask_like.py").write_text("class Thing: pass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        unpickler = PickleModule(notebook_of(tmp_path / "export.pkl")).Unpickler(io.BytesIO())
+    offered = {
+        name
+        for name in (
+            "get_x",
+            "Crop",
+            "Crop.Inner",
+            "Thing",
+            "size",
+            "system",
+            "os.system",
+            "Popen",
+            "GraphModule",
+            "gone",
+        )
+        if not isinstance(unpickler.find_class("__main__", name), StandInClass)
+    }
+    assert offered == {"get_x", "Crop", "Crop.Inner", "Thing"}
 
 
 @pytest.mark.parametrize("name", ["os.system", "system", "run", "Popen", "Popen.__init__"])
