@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 UNDERSCORED = re.compile(r"(^|\.)__\w+__(\.|$)")  # `__class__` and its like lead from anything to everything
@@ -281,6 +281,7 @@ class Verdict:
         return f"{self.module}.{self.name}"
 
 
+@lru_cache(maxsize=4096)
 def moved(module: str, name: str) -> tuple[str, str]:
     """Where `name` of `module` lies today."""
     for move in MOVED:
@@ -298,6 +299,11 @@ def judge(module: str, name: str, allowed: Collection[str] = (), *, code: bool =
     """
     if f"{module}.{name}" in allowed:
         return Verdict("called", module, name, "allowed by ALLOW_PICKLE_GLOBALS")
+    return _judge(module, name, code)
+
+
+@lru_cache(maxsize=4096)  # a learner uses a hundred names, ten thousand times; a hostile file may use more
+def _judge(module: str, name: str, code: bool) -> Verdict:
     if COMPUTED in (module, name):
         return Verdict("refused", module, name, "computed while the file is read")
     if module == NOTEBOOK and not UNDERSCORED.search(name):

@@ -68,6 +68,11 @@ class Look(Callback):
         self.seen = True
 
 
+def flipped(picture: PILImage):
+    """A function as a transform, which works at prediction too."""
+    return PILImage.create(ImageOps.flip(picture))
+
+
 def label_of(path):
     return path.parent.name
 
@@ -82,6 +87,7 @@ def learner(folder, item_tfms=(), cbs=(), network=None, get_y=label_of):
 
 KINDS = {
     "transform": lambda folder: learner(folder, item_tfms=[Invert()]),
+    "function": lambda folder: learner(folder, item_tfms=[flipped]),
     "network": lambda folder: learner(folder, network=Net()),
     "callback": lambda folder: learner(folder, cbs=[Dim()]),
     "training-transform": lambda folder: learner(folder, item_tfms=[Blot()]),

@@ -56,7 +56,9 @@ def test_left_out(kind: str, folder: Path) -> None:
     answers_as_the_notebook(folder, kind)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("transform", "Invert"), ("network", "Net"), ("callback", "Dim")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("transform", "Invert"), ("function", "flipped"), ("network", "Net"), ("callback", "Dim")]
+)
 def test_asked_for_and_provided(kind: str, name: str, folder: Path) -> None:
     """What inference calls is named; a notebook.py beside the export that defines it is all it takes."""
     export = folder / f"{kind}.pkl"
