@@ -188,10 +188,8 @@ def defined_in(notebook: Path) -> set[str]:
             defined.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             defined |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-        else:
-            defined |= {
-                name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-            }
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
     return defined
 
 

@@ -41,7 +41,7 @@ COMPARED_TIMM = (
 GLUE = ("Sequential", "ModuleList", "Identity", "Flatten", "Dropout")  # layers that tell nothing of a network
 # events in which a callback can change what the network sees or says, when it does no more than it should
 INFERENCE_EVENTS = {"before_validate", "before_batch", "after_pred"}
-TRAINING_ONLY, VALIDATION_ONLY = 0, 1  # fastai's split_idx
+TRAINING_ONLY = 0  # fastai's split_idx
 
 
 @dataclass(frozen=True)

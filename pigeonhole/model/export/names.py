@@ -184,9 +184,10 @@ ATTRIBUTES = {
     "torchvision.transforms.functional.InterpolationMode": "NEAREST BILINEAR BICUBIC LANCZOS HAMMING BOX",
     "timm.layers.format.Format": "NCHW NHWC NCL NLC",
 }
-MAKERS_OF_CODE = (  # pickles.py reads what these would make, and nothing else may call them
-    "_make_function _make_skeleton_class _make_skeleton_enum _function_setstate _class_setstate _builtin_type"
-)
+# cloudpickle's helpers: pickles.py reads what they would make, and nothing else may call them
+MAKERS_OF_CODE = ("_make_function", "_make_skeleton_class", "_make_skeleton_enum")
+SETTERS_OF_CODE = ("_function_setstate", "_class_setstate")
+CLOUDPICKLES = " ".join((*MAKERS_OF_CODE, *SETTERS_OF_CODE, "_builtin_type"))
 
 # What training or a notebook leaves in a learner; inference calls none of it. (package, names, what it is)
 LEFT_OUT = (
@@ -222,8 +223,8 @@ LEFT_OUT = (
     ("torch.amp.autocast_mode", "autocast", "mixed precision"),
     ("torch.cuda.amp.grad_scaler", "GradScaler OptState _refresh_per_optimizer_state", "mixed precision"),
     ("torch.amp.grad_scaler", "GradScaler OptState _refresh_per_optimizer_state", "mixed precision"),
-    ("cloudpickle.cloudpickle", MAKERS_OF_CODE, "bytecode"),
-    ("cloudpickle", MAKERS_OF_CODE, "bytecode"),
+    ("cloudpickle.cloudpickle", CLOUDPICKLES, "bytecode"),
+    ("cloudpickle", CLOUDPICKLES, "bytecode"),
     ("inspect", "Signature Parameter _ParameterKind _empty", "signature"),
     ("plum", "*", "dispatch table"),
     ("plum._function", "*", "dispatch table"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar, Literal
 
 from pigeonhole.errors import ModelFileError
-from pigeonhole.model.export.names import COMPUTED
+from pigeonhole.model.export.names import COMPUTED, MAKERS_OF_CODE, SETTERS_OF_CODE
 
 UNREADABLE = (
     pickle.UnpicklingError,
@@ -267,19 +267,13 @@ def _check_keys(keys: list[Any]) -> None:
         raise pickle.UnpicklingError("a key that is made of tuples")
 
 
-MAKERS_OF_CODE = ("_make_function", "_make_skeleton_class", "_make_skeleton_enum")
-SETTERS_OF_CODE = ("_function_setstate", "_class_setstate")
-
-
 def _from_cloudpickle(reader: _Reader, maker: Any, arguments: Any) -> Any:
     """What cloudpickle's helpers would make of a function or a class, noted and not made; None for other makers."""
     if not isinstance(maker, Global) or maker.module not in ("cloudpickle.cloudpickle", "cloudpickle"):
         return None
     if maker.name == "_builtin_type":  # ("MethodType",), of the module types
         return reader.find_class("types", arguments[0])
-    if (
-        maker.name == "_make_function"
-    ):  # (code, globals, name, defaults, closure); its state has module and qualified name
+    if maker.name == "_make_function":  # (code, globals, name, …); module and qualified name come with its state
         return Code(COMPUTED, str(arguments[2]), inside=[maker, arguments])
     if maker.name in MAKERS_OF_CODE:  # (metaclass, name, bases, keywords, …)
         keywords = arguments[3] if isinstance(arguments[3], dict) else {}
