@@ -8,12 +8,13 @@ from threading import BoundedSemaphore
 from typing import IO, cast
 
 from flask import Flask, request
+from prometheus_client import CollectorRegistry
 
-from pigeonhole.intake.pictures import Limits, read_picture
-from pigeonhole.model.learner import open_learner
+from pigeonhole.intake.pictures import Limits, open_photo, open_probe
+from pigeonhole.model.choosing import Model, open_engine
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
-from pigeonhole.web import replies
+from pigeonhole.web import observe, replies
 from pigeonhole.web.forms import FormRequest, blamed_on
 
 
@@ -24,15 +25,15 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         SettingsError: a setting does not fit.
     """
     settings = settings or Settings.load()
-    predictor = predictor or Predictor(
-        lambda: open_learner(settings.model, settings.model_sha256, settings.allowed_globals)
-    )
+    registry = CollectorRegistry()
+    predictor = predictor or Predictor(lambda: open_engine(Model.of(settings), open_probe, registry))
     limits = Limits(settings.max_pixels, settings.max_side)
     in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
     FormRequest.install(app, settings)
+    observe.install(app, predictor, registry)
     replies.install(app)  # last, so that it sees each answer first: Flask asks in reverse order
 
     @app.get("/ping")
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
         return {"success": answers[0] if len(answers) == 1 else answers}
 
     def label_of(file: IO[bytes]) -> str | list[str]:
-        return predictor.predict(read_picture(file, limits, settings.orientation)).success
+        return predictor.predict(open_photo(file, limits, settings.orientation)).success
 
     return app
 

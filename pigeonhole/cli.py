@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 from pigeonhole import __version__
-from pigeonhole.errors import PigeonholeError
+from pigeonhole.errors import FolderError, PigeonholeError, RequestError
+from pigeonhole.intake.pictures import ACCEPTED, open_probe, sniff
 from pigeonhole.settings import Settings
 
 DID_NOT_WORK = 1
@@ -37,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"Pigeonhole {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_doctor(commands)
+    _add_compile(commands)
     _add_train(commands)
     return parser
 
@@ -60,6 +64,59 @@ def _doctor(options: argparse.Namespace) -> int:
     diagnosis = diagnose(options.file, settings.model_sha256, settings.allowed_globals)
     print(json.dumps(diagnosis.as_json(), indent=2) if options.json else as_text(diagnosis))
     return 0 if diagnosis.servable else DID_NOT_WORK
+
+
+def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compile_ = commands.add_parser(
+        "compile",
+        help="export.pkl in, export.onnx out, proven",
+        description="Compile a learner, so that it is served without torch and fastai, and prove that the result "
+        "answers what learner.predict answers. Without that proof nothing is written, and the exit status is 1. "
+        "MODEL_SHA256 and ALLOW_PICKLE_GLOBALS count here too.",
+    )
+    compile_.add_argument("export", type=Path, metavar="EXPORT", help="what learn.export() wrote")
+    compile_.add_argument("-o", "--output", type=Path, metavar="FILE", help="where it goes; else beside it, as .onnx")
+    compile_.add_argument(
+        "--probes",
+        type=Path,
+        metavar="FOLDER",
+        help="photos of yours to prove it on as well, in this folder and those in it; the file holds none of them",
+    )
+    compile_.set_defaults(run=_compile)
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from pigeonhole.model.compiler import as_table, compile_export
+
+    settings = Settings.load()
+    output = options.output or options.export.with_suffix(".onnx")
+    began = time.monotonic()
+    card = compile_export(
+        options.export,
+        output,
+        open_probe,
+        photos=_photos(options.probes) if options.probes else (),
+        sha256=settings.model_sha256,
+        allowed=settings.allowed_globals,
+        tell=lambda step: print(f"{time.monotonic() - began:6.1f} s  {step}", flush=True),
+    )
+    print(as_table(card, output))
+
+
+def _photos(folder: Path) -> list[Path]:
+    """The pictures in `folder` and below; other files are passed over.
+
+    Raises:
+        FolderError: there is none.
+    """
+    photos = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with suppress(RequestError), path.open("rb") as file:
+            sniff(file)
+            photos.append(path)
+    if not photos:
+        raise FolderError(f"there is no picture in {folder}; accepted are {ACCEPTED}.")
+    return photos
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

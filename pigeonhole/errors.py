@@ -20,6 +20,8 @@
         ├── FolderError
         ├── PackagesMissing
         ├── ModelFileError
+        ├── CompiledFileError
+        ├── NotCompiled
         └── TrainingError
 
 A sentence says what was seen and what is allowed. One that a client gets holds no path of the server, no traceback and
@@ -119,6 +121,14 @@ class PackagesMissing(StartError):
 
 
 class ModelFileError(StartError):
+    pass
+
+
+class CompiledFileError(StartError):
+    pass
+
+
+class NotCompiled(StartError):
     pass
 
 

@@ -6,12 +6,15 @@ its first request, because torch's threads do not survive a fork.
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pigeonhole.errors import PigeonholeError, SettingsError
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.model.export.container import check_file
+from pigeonhole.model.choosing import Model, check_model, compile_if_stale
 from pigeonhole.settings import Settings
 from pigeonhole.web.replies import start_logging
 
@@ -46,7 +49,10 @@ def on_starting(server: Any) -> None:
     """In the master, before anything listens."""
     try:
         prepare(settings.uploads)
-        check_file(settings.model)
+        model = Model.of(settings)
+        check_model(model)
+        with _stoppable():
+            compile_if_stale(model, _say)
     except PigeonholeError as error:
         _refuse(error, 1)
 
@@ -61,6 +67,20 @@ def post_worker_init(worker: Any) -> None:
         _refuse(error, WORKER_BOOT_ERROR if first else 1)
     if worker.age == 1:  # the first one speaks for all
         _say_how_to_try(len(engine.labels))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end what runs here as Ctrl-C does, with the process it waits for; gunicorn does not listen yet."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def _say_how_to_try(labels: int) -> None:

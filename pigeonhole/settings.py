@@ -24,7 +24,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    model: Annotated[Path, Field(description="the file that `learn.export()` wrote")] = Path("export.pkl")
+    model: Annotated[Path, Field(description="the file that `learn.export()` wrote, or that was compiled from it")] = (
+        Path("export.pkl")
+    )
     model_sha256: Annotated[
         str | None,
         Field(
@@ -38,6 +40,17 @@ class Settings(BaseSettings):
             description="names like `package.module.name`, by commas, that the file may import and call as well",
         ),
     ] = ""
+    engine: Annotated[
+        Literal["auto", "compiled", "learner"],
+        Field(
+            description="`compiled` answers with export.onnx, `learner` with `learner.predict`; "
+            "`auto` compiles once and takes the first that works"
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "exact"],
+        Field(description="`exact` computes everything in float32, `auto` only what bfloat16 could answer differently"),
+    ] = "auto"
     host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 5000
     workers: Annotated[int, Field(ge=1, le=64, description="processes, each with a model of its own")] = 1

@@ -16,6 +16,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from app import create_app
-from pigeonhole.intake.pictures import Limits
-from pigeonhole.model.predictor import Prediction, Predictor
+from pigeonhole.intake.pictures import Limits, open_probe
+from pigeonhole.model.compiler import compile_export
+from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +41,10 @@ class Colours:
     """An engine for tests: names the strongest colour of the middle pixel."""
 
     labels: tuple[str, ...] = ("red", "green", "blue", "grey")
+    about = {"engine": "colours"}  # noqa: RUF012
 
-    def predict(self, picture: Image.Image) -> Prediction:
+    def predict(self, photo: Photo) -> Prediction:
+        picture = photo.decoded()
         assert picture.mode == "RGB"
         levels = picture.getpixel((picture.width // 2, picture.height // 2))
         strongest = levels.index(max(levels)) if max(levels) - min(levels) > 40 else 3
@@ -213,3 +217,25 @@ def _open_files() -> list[str]:
         except OSError:  # the descriptor that listed the folder
             continue
     return found
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compile one of the small exports of today's fastai, once."""
+    from tests.model.test_exports_compiled import FOLDER
+
+    folder = tmp_path_factory.mktemp("compiled")
+
+    @lru_cache
+    def compiled(kind: str) -> Path:
+        compile_export(FOLDER / f"{kind}.pkl", folder / f"{kind}.onnx", open_probe)
+        return folder / f"{kind}.onnx"
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def compiled_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled-demo") / "export.onnx"
+    compile_export(EXPORT, path, open_probe)
+    return path

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pigeonhole import errors
-from pigeonhole.intake.pictures import read_picture
+from pigeonhole.intake.pictures import open_photo
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.training import Plan
 from pigeonhole.settings import Settings
@@ -30,8 +30,8 @@ from tests.test_errors import family
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
-TRAIN, DOCTOR = (f".venv/bin/python -m pigeonhole {verb} " for verb in ("train", "doctor"))
-KNOWN = ("make serve", "make test", "curl ", TRAIN, DOCTOR, "docker ")
+TRAIN, DOCTOR, COMPILE = (f".venv/bin/python -m pigeonhole {verb} " for verb in ("train", "doctor", "compile"))
+KNOWN = ("make serve", "make test", "curl ", TRAIN, DOCTOR, COMPILE, "docker ")
 
 
 def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,15 @@ def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedP
 def test_no_command_goes_untested() -> None:
     """Each command of the README is run by a test here, by its number."""
     kinds = [next((kind for kind in KNOWN if command.startswith(kind)), command) for command in COMMANDS]
-    assert Counter(kinds) == {"make serve": 1, "make test": 1, "curl ": 2, TRAIN: 1, DOCTOR: 1, "docker ": 2}
+    assert Counter(kinds) == {
+        "make serve": 1,
+        "make test": 1,
+        "curl ": 2,
+        TRAIN: 1,
+        DOCTOR: 1,
+        COMPILE: 1,
+        "docker ": 2,
+    }
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`((?:[A-Z]+=\S+ )?make \w+)`", README))))
@@ -67,7 +75,7 @@ def test_the_demos_figures(clothing: Path) -> None:
     rows = []
     for folder in sorted((clothing / "validation").iterdir()):
         paths = sorted(folder.iterdir())
-        answers = [engine.predict(read_picture(io.BytesIO(path.read_bytes()), LIMITS)).success for path in paths]
+        answers = [engine.predict(open_photo(io.BytesIO(path.read_bytes()), LIMITS)).success for path in paths]
         rows.append([folder.name, str(answers.count(folder.name)), str(len(paths))])
     assert table("of the 341\nvalidation photos, ") == rows
     right, photos = (sum(int(row[column]) for row in rows) for column in (1, 2))
@@ -134,6 +142,19 @@ def test_doctor() -> None:
     assert "verdict:          it can be served" in run(command, ROOT).stdout
     assert "`--json` is for programs" in README
     assert json.loads(run(f"{command} --json", ROOT).stdout)["servable"]
+
+
+def test_compile(tmp_path: Path) -> None:
+    """The command compiles the demo, proves it on photos of the user's as well, and says so in a table."""
+    (command,) = [line for line in COMMANDS if line.startswith(COMPILE)]
+    shutil.copy(EXPORT, tmp_path)
+    photos(tmp_path / "photos", each=2)
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    result = run(command.replace(".venv/bin/python", sys.executable), tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^pictures +30, of which 6 yours$", result.stdout, re.M)
+    assert re.search(r"^same label as learner.predict +30 of 30$", result.stdout, re.M)
+    assert (tmp_path / "export.onnx").stat().st_size > 20_000_000
 
 
 @pytest.mark.skipif(

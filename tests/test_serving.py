@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pigeonhole.intake.pictures import read_picture
+from pigeonhole.intake.pictures import open_photo
 from pigeonhole.model.learner import open_learner
 from pigeonhole.settings import MIB
 from tests.conftest import (
@@ -61,7 +61,7 @@ def post(server: Server, content: bytes, name: str = "x.jpg", field: str = "imag
 def ask_learner() -> Callable[[bytes], str | list[str]]:
     """What learner.predict says of a photo."""
     engine = open_learner(EXPORT)
-    return lambda content: engine.predict(read_picture(io.BytesIO(content), LIMITS)).success
+    return lambda content: engine.predict(open_photo(io.BytesIO(content), LIMITS)).success
 
 
 def test_a_photo_of_each_class(

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Literal
 
 import numpy as np
@@ -52,6 +55,12 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+TURNS_SIDEWAYS = (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+Orientation = Literal["upright", "as-stored"]
+
+DCT_FACTORS = (2, 4, 8)  # by which libjpeg can shrink a picture while it decodes it
+OVERSAMPLING = 2  # pixels along each side that have to be left for every one needed
+
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two neighbouring levels of two and of four bits, in levels of eight
 
 # Pillow says what it thinks of a file's metadata in warnings, at lengths that the file chooses; nobody reads them here.
@@ -66,33 +75,98 @@ class Limits:
     side: int
 
 
-def read_picture(
-    file: IO[bytes], limits: Limits, orientation: Literal["upright", "as-stored"] = "upright"
-) -> Image.Image:
-    """Decode `file`, a seekable stream, into a Pillow picture of mode RGB; transparency lies over white.
+class Photo:
+    """A picture of an accepted type whose header is within the limits; decoded, as often as wanted, when asked for.
+
+    Use `open_photo` to get one.
+    """
+
+    def __init__(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
+        self._file, self._limits, self._orientation = file, limits, orientation
+        self._kind = sniff(file)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        with self._opened() as image:
+            width, height = image.size
+            return (height, width) if self._turn(image) in TURNS_SIDEWAYS else (width, height)
+
+    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
+        """By how much the decoder may shrink it along each side (1, 2, 4 or 8), leaving at least twice what is needed.
+
+        `shrinks_by` says how many pixels of a picture of that size become one. Only JPEG's decoder can shrink.
+        """
+        if self._kind != "JPEG":
+            return 1
+        most = shrinks_by(self.size) / OVERSAMPLING
+        return max((factor for factor in DCT_FACTORS if factor <= most), default=1)
+
+    def decoded(self, reduction: int = 1) -> Image.Image:
+        """As 8-bit RGB; transparency lies over white.
+
+        Raises:
+            BrokenImage: the bytes do not decode.
+        """
+        with self._opened() as image:
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            stored_as = _raw_mode(image)
+            image.load()
+            _mend_transparency(image, stored_as)
+            turn = self._turn(image)
+            return to_rgb(image if turn is None else image.transpose(turn))
+
+    @contextmanager
+    def _opened(self) -> Iterator[ImageFile.ImageFile]:
+        self._file.seek(0)
+        try:
+            with Image.open(self._file, formats=[self._kind]) as image:
+                _check_size(image, self._limits)
+                yield image
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise TooManyPixels(_too_many("far too many", self._limits)) from error
+        except (TooManyPixels, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, IndexError, …
+            raise BrokenImage(
+                f"the picture starts as {self._kind} but cannot be decoded; it is damaged or incomplete."
+            ) from error
+
+    def _turn(self, image: Image.Image) -> Image.Transpose | None:
+        if self._orientation == "as-stored":
+            return None
+        try:
+            return TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        except Exception:  # a picture is not refused for its metadata; Pillow raises half a dozen kinds for broken EXIF
+            return None
+
+
+OWN = Limits(pixels=89_478_485, side=65_500)  # for pictures of our own: Pillow's and JPEG's largest
+
+
+def open_photo(file: IO[bytes], limits: Limits, orientation: Orientation = "upright") -> Photo:
+    """Look at the head of `file`, a seekable stream that stays open as long as the Photo is used.
 
     Raises:
         EmptyImage: there are no bytes.
         NotAnImage, UnsupportedType: the first bytes are not those of an accepted type.
         TooManyPixels: the header announces more than `limits`.
-        BrokenImage: the bytes do not decode.
+        BrokenImage: there is no header.
     """
-    kind = sniff(file)
-    try:
-        with Image.open(file, formats=[kind]) as image:
-            _check_size(image, limits)
-            stored_as = _raw_mode(image)
-            image.load()
-            _mend_transparency(image, stored_as)
-            return to_rgb(_turned(image) if orientation == "upright" else image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(_too_many("far too many", limits)) from error
-    except (TooManyPixels, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, IndexError, …
-        raise BrokenImage(
-            f"the picture starts as {kind} but cannot be decoded; it is damaged or incomplete."
-        ) from error
+    photo = Photo(file, limits, orientation)
+    with photo._opened():
+        return photo
+
+
+def open_probe(file: IO[bytes]) -> Photo:
+    """Open a picture of our own, or of whoever starts the service: as it is stored, and as large as it is."""
+    return open_photo(file, OWN, "as-stored")
+
+
+def read_picture(file: IO[bytes], limits: Limits, orientation: Orientation = "upright") -> Image.Image:
+    """Open and decode at once; raises what `open_photo` and `Photo.decoded` raise."""
+    return open_photo(file, limits, orientation).decoded()
 
 
 def sniff(file: IO[bytes]) -> str:
@@ -138,14 +212,6 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 def _too_many(seen: str, limits: Limits) -> str:
     most = f"{limits.pixels / 1e6:g} million, and {limits.side} on a side"
     return f"the picture has {seen} pixels; at most {most}, are accepted."
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    try:
-        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # a picture is not refused for its metadata; Pillow raises half a dozen kinds for broken EXIF
-        return image
-    return image if turn is None else image.transpose(turn)
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:

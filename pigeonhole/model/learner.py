@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from pigeonhole.model.export.building import PickleModule
 from pigeonhole.model.export.container import check_file, opened
 from pigeonhole.model.export.drift import complete
 from pigeonhole.model.export.standins import NotProvided, StandIn
-from pigeonhole.model.predictor import Prediction
+from pigeonhole.model.predictor import Photo, Prediction, Shown
 from pigeonhole.model.torch_ready import import_torch
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ def open_learner(path: Path, sha256: str | None = None, allowed: Collection[str]
             raise ModelFileError(f"MODEL={diagnosis.problem}")
         for callback in diagnosis.callbacks:
             log.warning("MODEL=%s: %s.", path, mind(callback))
-        return _load_and_try(file, path, allowed)
+        return _load_and_try(file, path, allowed, diagnosis.sha256)
 
 
-def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str]) -> LearnerEngine:
+def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str], sha256: str) -> LearnerEngine:
     import_torch()
     try:
-        engine = LearnerEngine(_load(file, path, allowed))
-        engine.predict(blank_picture())
+        engine = LearnerEngine(_load(file, path, allowed), sha256)
+        engine.predict(Shown(blank_picture()))
     except Exception as error:
         raise ModelFileError(f"MODEL={path} cannot be served: {_explained(error)}") from error
     return engine
@@ -176,14 +176,15 @@ class LearnerEngine:
         ModelFileError: the learner does not classify images.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, sha256: str = "") -> None:
+        self.about = {"engine": "learner", "precision": "float32", "model_sha256": sha256}
         self.labels = _labels(learner)
         self._item_class = _item_class(learner)
         self._learner = learner
         self._one_at_a_time = threading.Lock()  # guards the learner's attributes, where predict keeps its state
 
-    def predict(self, picture: Image) -> Prediction:
-        item = self._as_item(picture)
+    def predict(self, photo: Photo) -> Prediction:
+        item = self._as_item(photo.decoded())
         with self._one_at_a_time:
             before = dict(vars(self._learner))
             try:
@@ -195,10 +196,19 @@ class LearnerEngine:
         success = str(decoded) if isinstance(decoded, str) else [str(label) for label in decoded]
         return Prediction(success, tuple(probabilities.tolist()))
 
+    @property
+    def learner(self) -> Learner:
+        """fastai's own object, for who compiles it."""
+        return self._learner
+
+    @property
+    def mode(self) -> Literal["RGB", "L"]:
+        """Pillow's mode of the pictures it was trained on, so that a learner of grey pictures gets grey ones."""
+        mode: Literal["RGB", "L"] = getattr(self._item_class, "_open_args", {}).get("mode", "RGB")
+        return mode
+
     def _as_item(self, picture: Image) -> Any:
-        """The picture as the class the learner was trained on, so that a learner of grey pictures gets a grey one."""
-        mode = getattr(self._item_class, "_open_args", {}).get("mode", "RGB")
-        return self._item_class(picture.convert(mode))  # convert copies, and fastai makes the copy one of its own
+        return self._item_class(picture.convert(self.mode))  # convert copies, and fastai makes the copy one of its own
 
 
 def _labels(learner: Learner) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from pigeonhole.errors import ModelFault, NotReady, StartError
+from pigeonhole.errors import ModelFault, NotReady, RequestError, StartError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,19 +29,53 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+class Photo(Protocol):
+    """A picture that is decoded when it is needed, upright and RGB; as often as wanted."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright, in pixels."""
+
+    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
+        """By how much the decoder may shrink it, so that `shrinks_by(size)` still halves what it gives; 1 for not."""
+
+    def decoded(self, reduction: int = 1) -> Image: ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A Photo of a picture that is decoded already."""
+
+    picture: Image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.picture.size
+
+    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
+        return 1
+
+    def decoded(self, reduction: int = 1) -> Image:
+        return self.picture
+
+
 class Engine(Protocol):
     """What can answer for a model; `predict` may be called from many threads at once."""
 
     labels: tuple[str, ...]
 
-    def predict(self, picture: Image) -> Prediction: ...
+    @property
+    def about(self) -> dict[str, str]:
+        """Its name, its precision and the SHA-256 of the export."""
+
+    def predict(self, photo: Photo) -> Prediction: ...
 
 
 class Predictor:
     """Opens its engine once, when `load` or the first `predict` comes, and guards what it answers.
 
     >>> predictor = Predictor(lambda: open_learner(Path("export.pkl")))
-    >>> predictor.predict(picture).success
+    >>> predictor.predict(photo).success
     'sparrow'
     """
 
@@ -68,10 +102,11 @@ class Predictor:
                     raise
             return self._engine
 
-    def predict(self, picture: Image) -> Prediction:
-        """What the model says of `picture`, an upright RGB picture of any size.
+    def predict(self, photo: Photo) -> Prediction:
+        """What the model says of `photo`.
 
         Raises:
+            RequestError: the photo does not decode.
             NotReady: the model could not be opened.
             ModelFault: the engine failed, or its probabilities are no numbers.
         """
@@ -80,7 +115,9 @@ class Predictor:
         except StartError as error:
             raise NotReady("the model is not loaded.") from error
         try:
-            prediction = engine.predict(picture)
+            prediction = engine.predict(photo)
+        except RequestError:
+            raise
         except Exception as error:
             raise ModelFault("the model failed on this picture.") from error
         if not all(map(math.isfinite, prediction.probabilities)):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pigeonhole.intake.pictures import read_picture
 from pigeonhole.model.learner import LearnerEngine, open_learner
+from pigeonhole.model.predictor import Shown
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT, LIMITS
 from tests.model.learners import FACTORIES, export_as_people_do, export_learner
@@ -32,9 +33,9 @@ def plain_predict(export: Path, photo: Path) -> tuple[Any, list[float]]:
     return decoded, probabilities.tolist()
 
 
-def read(photo: Path) -> Image.Image:
+def read(photo: Path) -> Shown:
     with photo.open("rb") as file:
-        return read_picture(file, LIMITS)
+        return Shown(read_picture(file, LIMITS))
 
 
 @pytest.fixture(scope="session")

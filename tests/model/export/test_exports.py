@@ -22,6 +22,7 @@ from pigeonhole.model.doctor import diagnose
 from pigeonhole.model.export.container import opened, read_container
 from pigeonhole.model.export.pickles import Code, Global
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.predictor import Shown
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT, ROOT
 from tests.model.learners import export_learner
@@ -65,7 +66,7 @@ def test_answers_as_then(export: Path, request: pytest.FixtureRequest) -> None:
     assert len(then) == 40
     for photo, (label, probabilities) in then.items():
         with Image.open(clothing / "validation" / photo) as picture:
-            now = engine.predict(picture.convert("RGB"))
+            now = engine.predict(Shown(picture.convert("RGB")))
         assert now.success == label
         assert max(abs(a - b) for a, b in zip(now.probabilities, probabilities, strict=True)) <= LARGEST_DIFFERENCE
     assert len({str(label) for label, _ in then.values()}) > 1  # it does tell photos apart
@@ -154,7 +155,7 @@ def test_where_fastai_itself_fails(era: str, mended: bool, tmp_path: Path) -> No
     assert plain.stdout == reached
     assert error in plain.stderr or plain.returncode < 0  # or the process is killed: what such code does is chance
     with Image.open(photo) as picture:
-        assert open_learner(export).predict(picture).success in open_learner(export).labels
+        assert open_learner(export).predict(Shown(picture)).success in open_learner(export).labels
 
 
 def test_bytecode_is_in_them() -> None:
@@ -177,7 +178,7 @@ def test_legacy_container(tmp_path: Path) -> None:
     torch.save(learner, path, _use_new_zipfile_serialization=False, pickle_module=cloudpickle, pickle_protocol=2)
     assert diagnose(path).container == "legacy"
     picture = Image.linear_gradient("L").convert("RGB")
-    assert open_learner(path).predict(picture) == open_learner(export).predict(picture)
+    assert open_learner(path).predict(Shown(picture)) == open_learner(export).predict(Shown(picture))
 
 
 @pytest.mark.parametrize("export", [*EXPORTS, EXPORT], ids=named)

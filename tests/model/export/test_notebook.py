@@ -19,6 +19,7 @@ from pigeonhole.model.doctor import diagnose
 from pigeonhole.model.export.building import PickleModule
 from pigeonhole.model.export.standins import StandInClass
 from pigeonhole.model.learner import notebook_of, open_learner
+from pigeonhole.model.predictor import Shown
 from tests.conftest import ROOT
 from tests.model.export.hostile import PROTOCOL_4, in_zip, literal, stack_global
 from tests.model.learners import photos
@@ -44,7 +45,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 def answers_as_the_notebook(folder: Path, kind: str) -> None:
     with Image.open(folder / "photo.png") as photo:
-        prediction = open_learner(folder / f"{kind}.pkl").predict(photo.convert("RGB"))
+        prediction = open_learner(folder / f"{kind}.pkl").predict(Shown(photo.convert("RGB")))
     label, probabilities = json.loads((folder / "answers.json").read_text())[kind]
     assert prediction.success == label
     assert prediction.probabilities == pytest.approx(probabilities, abs=1e-6)

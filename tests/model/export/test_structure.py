@@ -20,6 +20,7 @@ from pigeonhole.errors import ModelFileError
 from pigeonhole.model.doctor import diagnose
 from pigeonhole.model.export.building import PickleModule
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.predictor import Shown
 from pigeonhole.model.torch_ready import import_torch
 from tests.conftest import EXPORT
 from tests.model.export.hostile import ATTACKS, PROTOCOL_2, call, copied, in_zip, learner_pickle, literal
@@ -131,7 +132,7 @@ def test_dropped(honest: Path, tmp_path: Path) -> None:
     path = changed(honest, tmp_path / "export.pkl", everything_else)
     picture = Image.linear_gradient("L").convert("RGB")
     engine = open_learner(path)
-    assert engine.predict(picture) == open_learner(honest).predict(picture)
+    assert engine.predict(Shown(picture)) == open_learner(honest).predict(Shown(picture))
     assert not hasattr(engine._learner, "xb") or engine._learner.xb is None
 
 

@@ -1,0 +1,189 @@
+"""Answer with export.onnx in OpenVINO: no torch, no fastai; fast where that cannot change the answer.
+
+There are two ways from a picture to an answer. The **exact** one decodes every pixel and computes in float32. The
+**fast** one computes in bfloat16 where the processor has instructions for it, and lets the JPEG decoder shrink a large
+photo by 2, 4 or 8 while at least twice the needed pixels are left. The fast way moves probabilities a little, so its
+answer counts only when the **guard** finds the margin large enough; else the picture goes the exact way as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter
+
+from pigeonhole.model.card import Card
+from pigeonhole.model.predictor import Photo, Prediction
+
+if TYPE_CHECKING:
+    import openvino
+
+NAMES = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's, of the precisions
+Precision = Literal["float32", "bfloat16"]
+THREADS_A_STREAM = 2  # on two cores: the throughput of two streams of one thread, and half the time for one picture
+WAYS = ("fast", "exact", "rerun")
+NEVER_ZERO = 1e-12  # what a probability is at least, for its logarithm
+
+
+class Network(Protocol):
+    """What turns pixels into probabilities; called from many threads at once."""
+
+    precision: Precision
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities, float32, one per label, of uint8 `pixels`, height × width × channels."""
+
+
+class OpenVINONetwork:
+    """The graph of export.onnx in one precision, which is never left to OpenVINO: it would choose bfloat16 itself.
+
+    An infer request belongs to one caller at a time; as many are made as there were callers at once.
+    """
+
+    def __init__(self, model: openvino.Model, precision: Precision, cores: int) -> None:
+        import openvino
+
+        self._compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": NAMES[precision],
+                "NUM_STREAMS": max(1, cores // THREADS_A_STREAM),
+                "INFERENCE_NUM_THREADS": cores,
+            },
+        )
+        self.precision: Precision = precision
+        self._idle: deque[Any] = deque()  # requests nobody uses; appending and popping are atomic
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._new_request(pixels[None].shape)
+        held = request.get_input_tensor().data
+        held[0] = pixels
+        try:
+            request.infer()
+            return np.array(request.get_output_tensor().data[0])
+        finally:
+            held[:] = 0  # a request that waits holds nobody's picture
+            self._idle.append(request)
+
+    def _new_request(self, shape: tuple[int, ...]) -> Any:
+        import openvino
+
+        request = self._compiled.create_infer_request()
+        request.set_input_tensor(openvino.Tensor(openvino.Type.u8, shape))
+        return request
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Decides whether an answer of the fast way may count: its margin has to be larger than `bound`, in log-odds.
+
+    See `known_answers` for where the bound comes from.
+    """
+
+    bound: float
+    threshold: float | None
+
+    def admits(self, probabilities: np.ndarray) -> bool:
+        return margin(probabilities, self.threshold) > self.bound
+
+
+def log_odds(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
+    """What answers are decided by, one number per label, in float64.
+
+    Of labels that exclude each other log p, of which the largest wins; of others logit p - logit(threshold), whose sign
+    counts. Either is an output of the network, up to what all labels share.
+    """
+    values = np.clip(probabilities.astype(np.float64), NEVER_ZERO, 1 - NEVER_ZERO)
+    if threshold is None:
+        return np.log(values)
+    return np.log(values / (1 - values)) - math.log(threshold / (1 - threshold))
+
+
+def margin(probabilities: np.ndarray, threshold: float | None) -> float:
+    """How far, in log-odds, the answer is from another one; infinite if there is only one label to choose."""
+    values = log_odds(probabilities, threshold)
+    if threshold is not None:
+        return float(np.abs(values).min())
+    second, best = np.partition(values, -2)[-2:] if len(values) > 1 else (-math.inf, 0.0)
+    return float(best - second)
+
+
+@dataclass(frozen=True)
+class FastWay:
+    network: Network
+    guard: Guard
+
+
+class CompiledEngine:
+    """export.onnx, ready to answer from many threads at once; without a `fast` way every answer is exact."""
+
+    def __init__(self, card: Card, exact: Network, fast: FastWay | None, registry: CollectorRegistry) -> None:
+        self.card, self.labels = card, card.labels
+        self._exact, self._fast = exact, fast
+        self._answers = Counter(
+            "pigeonhole_answers",
+            "Pictures answered by the compiled model: the fast way, the exact way, or exactly after the guard refused.",
+            ["way"],
+            registry=registry,
+        )
+        for way in WAYS:
+            self._answers.labels(way)
+
+    @property
+    def about(self) -> dict[str, str]:
+        precision = "float32" if self._fast is None else self._fast.network.precision
+        return {"engine": "compiled", "precision": precision, "model_sha256": self.card.source}
+
+    @property
+    def way(self) -> str:
+        """In words: the precision, and the guard's bound where there is a fast way."""
+        if self._fast is None:
+            return "float32"
+        return f"{self._fast.network.precision} where the margin is over {self._fast.guard.bound:.2g}, else float32"
+
+    def take(self, fast: FastWay) -> CompiledEngine:
+        """Answer the fast way from now on, where its guard admits it."""
+        self._fast = fast
+        return self
+
+    def predict(self, photo: Photo) -> Prediction:
+        if self._fast is None:
+            return self._counted("exact", self.exactly(photo))
+        reduction = photo.reduction(self.card.recipe.shrinks_by)
+        if reduction == 1 and self._fast.network is self._exact:
+            return self._counted("exact", self.exactly(photo))
+        pixels = self.pixels(photo, reduction)
+        probabilities = self._fast.network(pixels)
+        if self._fast.guard.admits(probabilities):
+            return self._counted("fast", answer(self.card, probabilities))
+        whole = pixels if reduction == 1 else self.pixels(photo)
+        return self._counted("rerun", answer(self.card, self._exact(whole)))
+
+    def exactly(self, photo: Photo) -> Prediction:
+        """All pixels, float32."""
+        return answer(self.card, self._exact(self.pixels(photo)))
+
+    def pixels(self, photo: Photo, reduction: int = 1) -> np.ndarray:
+        """What the network gets of `photo`: uint8, height × width × channels."""
+        return self.card.recipe.apply(photo.decoded(reduction), photo.size if reduction > 1 else None)
+
+    def _counted(self, way: str, prediction: Prediction) -> Prediction:
+        self._answers.labels(way).inc()
+        return prediction
+
+
+def answer(card: Card, probabilities: np.ndarray) -> Prediction:
+    """What the learner's loss and vocabulary decode `probabilities`, float32, to."""
+    if card.threshold is None:
+        success: str | list[str] = card.labels[int(probabilities.argmax())]
+    else:
+        success = [card.labels[place] for place in np.flatnonzero(probabilities > np.float32(card.threshold))]
+    return Prediction(success, tuple(map(float, probabilities)))

@@ -1,0 +1,96 @@
+"""Pictures to ask a model about before it is trusted: made here, so that every machine has them.
+
+They have the spectrum of photos (amplitude falls as one over frequency: Field 1987, "Relations between the statistics
+of natural images and the response properties of cortical cells"), in colours that differ, with shapes in front. A
+network trained on photos answers such pictures with doubt, which is what a probe is for: an answer in between moves
+when a weight, a filter or a channel is wrong; a certain one hardly does.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pigeonhole.model.card import Probe
+from pigeonhole.model.recipe import Recipe, Size
+
+CANDIDATES = 24
+KEPT = 8
+SEED = 20261121
+# of the smallest picture that is not enlarged: phones' shapes, landscape and upright, wide, square, hardly large enough
+SHAPES = ((1.6, 1.2), (1.2, 1.6), (2.4, 1.35), (1.0, 1.0), (1.1, 2.0), (3.1, 2.3))
+LARGE_EVERY = 8
+LARGE = (4.6, 4.3)  # so large that a JPEG decoder may shrink it by two and leave twice what is needed
+QUALITY = 88
+LARGEST_SIDE = 4096  # pixels; a probe of a learner of huge pictures
+
+
+def candidates(recipe: Recipe) -> list[bytes]:
+    """JPEGs in sizes that suit what `recipe` makes of them; always the same."""
+    random = np.random.Generator(np.random.PCG64(SEED))
+    pictures = []
+    for number in range(CANDIDATES):
+        shape = SHAPES[number % len(SHAPES)] if number % LARGE_EVERY else LARGE
+        pictures.append(_jpeg(_picture(_size(recipe, shape), random)))
+    return pictures
+
+
+def most_telling(probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """The probes to keep: first a large one, then those with the most doubtful answers, of as many labels as there are.
+
+    Doubt is the largest probability times what is missing to one, summed over labels if several may hold.
+    """
+    first = max(probes[::LARGE_EVERY], key=_doubt)
+    others = sorted((probe for probe in probes if probe is not first), key=_doubt, reverse=True)
+    of_each_label = list({str(probe.success): probe for probe in reversed(others)}.values())
+    kept = [first, *of_each_label[: KEPT // 2]]
+    return (*kept, *(probe for probe in others if probe not in kept))[:KEPT]
+
+
+def _doubt(probe: Probe) -> float:
+    probabilities = [probability for _, probability in probe.probabilities]
+    return sum(probability * (1 - probability) for probability in probabilities)
+
+
+def _size(recipe: Recipe, shape: tuple[float, float]) -> Size:
+    """A picture of this shape, of which one pixel of the result is made of as many as the shape says, or more."""
+    side = max(recipe.size or (1, 1))
+    scale = recipe.shrinks_by((side, side))
+    unit = side / scale if recipe.shrinks_by((2 * side, 2 * side)) > scale else side
+    width, height = (min(LARGEST_SIDE, max(8, round(unit * side))) for side in shape)
+    return width, height
+
+
+def _picture(size: Size, random: np.random.Generator) -> Image.Image:
+    """Coloured noise of falling spectrum, behind a few shapes."""
+    picture = Image.fromarray(_noise(size, random))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(random.integers(1, 6)):
+        x, y = (int(random.integers(0, length)) for length in size)
+        width, height = (int(random.integers(length // 8, length // 2 + 1)) for length in size)
+        colour = tuple(int(level) for level in random.integers(0, 256, 3))
+        shape = (draw.ellipse, draw.rectangle)[random.integers(2)]
+        shape((x - width // 2, y - height // 2, x + width // 2, y + height // 2), fill=colour)
+    return picture
+
+
+def _noise(size: Size, random: np.random.Generator) -> np.ndarray:
+    width, height = size
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequencies[0, 0] = 1 / max(size)
+    falling = random.uniform(0.9, 1.4)
+    spectra = np.fft.rfft2(random.normal(size=(4, height, width))) / frequencies**falling
+    waves = np.fft.irfft2(spectra, s=(height, width))
+    waves /= waves.std(axis=(1, 2), keepdims=True)
+    common, colours = waves[0], waves[1:]
+    levels = 128 + 45 * common + random.uniform(5, 40) * colours + random.uniform(-40, 40, (3, 1, 1))
+    return np.moveaxis(levels.clip(0, 255).astype(np.uint8), 0, 2).copy()
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()

@@ -1,0 +1,168 @@
+"""The compiled engine: the fast way counts only where the guard admits it, and threads do not meet."""
+
+from __future__ import annotations
+
+import gc
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from pigeonhole.errors import BrokenImage, ModelFault
+from pigeonhole.intake.pictures import open_photo, open_probe
+from pigeonhole.model.engine import CompiledEngine, FastWay, Guard, OpenVINONetwork, margin
+from pigeonhole.model.predictor import Prediction, Predictor, Shown
+from pigeonhole.model.recipe import Recipe, Resize
+from tests.conftest import LIMITS, encoded
+from tests.model.compiled import load
+from tests.model.test_card import CARD
+
+GREY = Shown(Image.new("RGB", (40, 40), "grey"))
+EXCLUSIVE = replace(CARD, labels=("a", "b", "c"), threshold=None, recipe=Recipe("RGB", (Resize((8, 8)),)))
+
+
+@dataclass
+class Says:
+    """A network that says the same of every picture, and notes what it got."""
+
+    probabilities: Sequence[float]
+    precision: str = "float32"
+    got: list[np.ndarray] = field(default_factory=list)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self.got.append(pixels)
+        return np.array(self.probabilities, np.float32)
+
+
+def engine(exact: Says, fast: Says | None = None, bound: float = 0.2, threshold: float | None = None) -> CompiledEngine:
+    card = replace(EXCLUSIVE, threshold=threshold)
+    built = CompiledEngine(card, exact, None, CollectorRegistry())  # type: ignore[arg-type]
+    return built.take(FastWay(fast, Guard(bound, threshold))) if fast else built  # type: ignore[arg-type]
+
+
+def ways(engine: CompiledEngine) -> dict[str, float]:
+    return {way: engine._answers.labels(way)._value.get() for way in ("fast", "exact", "rerun")}
+
+
+def test_a_clear_answer_is_fast() -> None:
+    """Where the margin is beyond the bound, the exact way is not asked."""
+    exact, fast = Says([0.1, 0.8, 0.1]), Says([0.2, 0.7, 0.1], "bfloat16")
+    asked = engine(exact, fast)
+    assert asked.predict(GREY) == Prediction("b", (pytest.approx(0.2), pytest.approx(0.7), pytest.approx(0.1)))
+    assert (len(exact.got), ways(asked)) == (0, {"fast": 1, "exact": 0, "rerun": 0})
+
+
+@pytest.mark.parametrize("fast", [[0.44, 0.46, 0.1], [0.46, 0.44, 0.1], [np.nan] * 3], ids=["close", "over", "nan"])
+def test_a_doubtful_answer_is_computed_again(fast: list[float]) -> None:
+    """Where it is not, or is no number, the exact way answers, and the run is counted."""
+    asked = engine(Says([0.46, 0.44, 0.1]), Says(fast, "bfloat16"))
+    assert asked.predict(GREY).success == "a"
+    assert ways(asked) == {"fast": 0, "exact": 0, "rerun": 1}
+
+
+@pytest.mark.parametrize(("fast", "answer"), [([0.9, 0.05, 0.3], ["a", "b"]), ([0.9, 0.05, 0.01], ["a"])])
+def test_several_labels(fast: list[float], answer: list[str]) -> None:
+    """With several labels, each has to be clear of the threshold."""
+    asked = engine(Says([0.9, 0.8, 0.1]), Says(fast, "bfloat16"), bound=0.3, threshold=0.25)
+    assert asked.predict(GREY).success == answer
+
+
+def test_margin() -> None:
+    """In log-odds: of the best over the second, or of a probability over the threshold; none where nothing competes."""
+    assert margin(np.array([0.2, 0.6, 0.2]), None) == pytest.approx(np.log(3))
+    assert margin(np.array([0.5, 0.9]), 0.5) == 0
+    assert margin(np.array([0.75, 0.9]), 0.5) == pytest.approx(np.log(3))
+    assert margin(np.array([1.0]), None) == np.inf
+    assert np.isfinite(margin(np.array([1.0, 0.0]), None))
+
+
+def large_jpeg(side: int = 64) -> bytes:
+    return encoded(Image.effect_noise((side, side), 90).convert("RGB"), "JPEG")
+
+
+def test_a_large_jpeg_is_shrunk_on_the_fast_way_only() -> None:
+    """The fast way gets a picture that was shrunk while decoded; the exact way all of its pixels."""
+    photo = open_photo(io.BytesIO(large_jpeg()), LIMITS)
+    exact, fast = Says([0.4, 0.35, 0.25]), Says([0.4, 0.35, 0.25], "bfloat16")
+    engine(exact, fast).predict(photo)
+    whole = Recipe("RGB", (Resize((8, 8)),)).apply(photo.decoded())
+    assert np.array_equal(exact.got[0], whole)
+    assert not np.array_equal(fast.got[0], whole)
+
+
+def test_float32_only() -> None:
+    """Without bfloat16 a large JPEG still goes the fast way, and what cannot be shrunk is exact at once."""
+    network = Says([0.8, 0.1, 0.1])
+    asked = engine(network, network)
+    asked.predict(GREY)
+    asked.predict(open_photo(io.BytesIO(large_jpeg()), LIMITS))
+    assert ways(asked) == {"fast": 1, "exact": 1, "rerun": 0}
+
+
+def test_without_a_fast_way() -> None:
+    """With PRECISION=exact every picture is decoded whole and computed in float32."""
+    network = Says([0.8, 0.1, 0.1])
+    photo = open_photo(io.BytesIO(large_jpeg()), LIMITS)
+    asked = engine(network)
+    asked.predict(photo)
+    assert np.array_equal(network.got[0], Recipe("RGB", (Resize((8, 8)),)).apply(photo.decoded()))
+    assert ways(asked) == {"fast": 0, "exact": 1, "rerun": 0}
+
+
+def test_a_broken_photo_is_the_clients() -> None:
+    """A photo that breaks off is 422, not the model's fault; a network that fails is."""
+    asked = engine(Says([1, 0, 0]), Says([1, 0, 0], "bfloat16"))
+    with pytest.raises(BrokenImage):
+        Predictor(lambda: asked).predict(open_photo(io.BytesIO(large_jpeg()[:-700]), LIMITS))
+    with pytest.raises(ModelFault):
+        Predictor(lambda: engine(Says([np.nan] * 3))).predict(GREY)
+
+
+def test_threads_do_not_meet(compiled_demo: Path, one_of_each: dict[str, Path]) -> None:
+    """Sixteen threads at once get the answers they would get alone, to the last bit."""
+    asked = load(compiled_demo)
+    photos = [path.read_bytes() for path in one_of_each.values()]
+    alone = [asked.predict(open_probe(io.BytesIO(photo))) for photo in photos]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda photo: asked.predict(open_probe(io.BytesIO(photo))), photos * 12))
+    assert together == alone * 12
+    assert len({answer.success for answer in alone}) > 3
+
+
+def test_requests_are_used_again(compiled_demo: Path) -> None:
+    """As many infer requests are made as there were callers at once, not one for each call."""
+    import openvino
+
+    network = OpenVINONetwork(openvino.Core().read_model(compiled_demo), "float32", 1)
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    for _ in range(20):
+        network(pixels)
+    assert len(network._idle) == 1
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(network, [pixels] * 40))
+    assert 1 <= len(network._idle) <= 4
+
+
+def test_nothing_is_kept(compiled_demo: Path) -> None:
+    """After an answer no picture and no pixels of it are alive, nor are they in what OpenVINO reads."""
+    asked = load(compiled_demo)
+    photo = encoded(Image.effect_noise((300, 200), 90).convert("RGB"), "JPEG")
+
+    def alive() -> set[int]:
+        gc.collect()
+        things = gc.get_objects()
+        return {id(thing) for thing in things if issubclass(type(thing), (Image.Image, np.ndarray))}
+
+    asked.predict(open_probe(io.BytesIO(photo)))
+    before = alive()
+    asked.predict(open_probe(io.BytesIO(photo)))
+    assert alive() - before == set()
+    for network in (asked._exact, asked._fast.network):  # type: ignore[union-attr]
+        (request,) = network._idle  # type: ignore[attr-defined]
+        assert not request.get_input_tensor().data.any()

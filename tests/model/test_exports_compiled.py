@@ -1,0 +1,85 @@
+"""Every kind of export, compiled, answers real photos as learner.predict does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pigeonhole.intake.pictures import open_probe
+from pigeonhole.model.engine import CompiledEngine
+from pigeonhole.model.learner import open_learner
+from pigeonhole.model.predictor import Prediction
+from tests.conftest import EXPORT, ROOT
+from tests.model.compiled import load
+
+FOLDER = ROOT / "tests" / "exports" / "fixtures" / "fastai-2.8.12"
+FIXTURES = [path.stem for path in sorted(FOLDER.glob("*.pkl"))]
+EXACT, FAST = 1e-4, 0.02
+EVERY = 4  # of the 341 validation photos, for the small exports
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How the answers of two engines differ."""
+
+    pictures: int
+    other_labels: int
+    largest_difference: float
+
+
+def compare(photos: list[Path], expected: list[Prediction], ask: Callable) -> Compared:  # type: ignore[type-arg]
+    answers = []
+    for photo in photos:
+        with photo.open("rb") as file:
+            answers.append(ask(open_probe(file)))
+    pairs = list(zip(answers, expected, strict=True))
+    return Compared(
+        len(pairs),
+        sum(answer.success != wanted.success for answer, wanted in pairs),
+        max(np.abs(np.subtract(answer.probabilities, wanted.probabilities)).max() for answer, wanted in pairs),
+    )
+
+
+def reference(export: Path, photos: list[Path]) -> list[Prediction]:
+    engine, answers = open_learner(export), []
+    for photo in photos:
+        with photo.open("rb") as file:
+            answers.append(engine.predict(open_probe(file)))
+    return answers
+
+
+def reruns(engine: CompiledEngine) -> float:
+    """The share of pictures that the guard sent the exact way."""
+    counts = {way: engine._answers.labels(way)._value.get() for way in ("fast", "rerun")}
+    return counts["rerun"] / max(1, sum(counts.values()))
+
+
+def check(path: Path, export: Path, photos: list[Path]) -> float:
+    """Both precisions give every label of learner.predict's; return the share of guarded re-runs."""
+    expected = reference(export, photos)
+    exact = compare(photos, expected, load(path, "exact").predict)
+    assert (exact.pictures, exact.other_labels) == (len(photos), 0)
+    assert exact.largest_difference <= EXACT
+    engine = load(path)
+    auto = compare(photos, expected, engine.predict)
+    assert (auto.pictures, auto.other_labels) == (len(photos), 0)
+    assert auto.largest_difference <= FAST
+    return reruns(engine)
+
+
+def test_the_demo(compiled_demo: Path, clothing: Path) -> None:
+    """All 341 validation photos: every label in both precisions, and few re-runs."""
+    photos = sorted((clothing / "validation").glob("*/*.jpg"))
+    assert len(photos) == 341
+    assert check(compiled_demo, EXPORT, photos) < 0.1
+
+
+@pytest.mark.parametrize("kind", FIXTURES)
+def test_each_kind(kind: str, compiled: Callable[[str], Path], clothing: Path) -> None:
+    """Crop, squish, pad, random resized crop, presizing, several labels, timm's networks and whatever else there is."""
+    photos = sorted((clothing / "validation").glob("*/*.jpg"))[::EVERY]
+    check(compiled(kind), FOLDER / f"{kind}.pkl", photos)

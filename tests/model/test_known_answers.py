@@ -1,0 +1,163 @@
+"""Before it is ready, an engine answers the probes in its file; what is wrong anywhere on the way shows there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from pigeonhole.errors import CompiledFileError
+from pigeonhole.intake.pictures import open_probe
+from pigeonhole.model.card import Card, read_card
+from pigeonhole.model.compiler import trace
+from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
+from pigeonhole.model.known_answers import FAST, SAFETY, SMALLEST, bound_of, check_exact, deviation
+from pigeonhole.model.learner import open_learner
+from pigeonhole.model.pipeline import Normalize, understand
+from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
+from tests.conftest import EXPORT
+from tests.model.compiled import load, rewritten, swapped, with_flipped_bit
+from tests.model.test_exports_compiled import FIXTURES
+
+REFUSED = "does not give the answers that it was proven with"
+
+
+def exact_engine(path: Path, change: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels) -> CompiledEngine:
+    """The engine as it is before its test, with something done to what its network gets."""
+    import openvino
+
+    network = OpenVINONetwork(openvino.Core().read_model(path), "float32", 1)
+
+    class Changed:
+        precision = "float32"
+
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            return network(np.ascontiguousarray(change(pixels)))
+
+    return CompiledEngine(read_card(path), Changed(), None, CollectorRegistry())
+
+
+def test_nothing_wrong(compiled_demo: Path) -> None:
+    """The file as it was compiled passes, in both precisions."""
+    assert load(compiled_demo, "exact").about["precision"] == "float32"
+    check_exact(exact_engine(compiled_demo), open_probe)
+
+
+@pytest.mark.parametrize("place", [0, 1, 17, -2, -1])
+def test_a_flipped_weight(compiled_demo: Path, tmp_path: Path, place: int) -> None:
+    """One flipped bit of one weight, in the first layer, in the middle, in the last, and under a seal that fits."""
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        load(with_flipped_bit(compiled_demo, tmp_path / "x.onnx", place))
+
+
+def test_swapped_labels(compiled_demo: Path, tmp_path: Path) -> None:
+    """Any two labels swapped, whether a probe shows them or not."""
+    engine = exact_engine(compiled_demo)
+    for first, second in itertools.combinations(range(len(engine.labels)), 2):
+        wrong = CompiledEngine(swapped(engine.card, first, second), engine._exact, None, CollectorRegistry())
+        with pytest.raises(CompiledFileError, match=REFUSED):
+            check_exact(wrong, open_probe)
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        load(rewritten(compiled_demo, tmp_path / "x.onnx", lambda card: swapped(card, 3, 4)))
+
+
+def with_filter(card: Card, resample: int) -> Card:
+    steps: list[Step] = [
+        replace(step, resample=resample) if isinstance(step, (Resize, RandomResizedCrop)) else step
+        for step in card.recipe.steps
+    ]
+    return replace(card, recipe=Recipe(card.recipe.mode, tuple(steps)))
+
+
+@pytest.mark.parametrize("resample", [filter_ for filter_ in Image.Resampling if filter_ != Image.Resampling.BILINEAR])
+def test_a_wrong_filter(compiled_demo: Path, tmp_path: Path, resample: int) -> None:
+    """Any other of Pillow's filters."""
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        load(rewritten(compiled_demo, tmp_path / "x.onnx", lambda card: with_filter(card, resample)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda pixels: pixels[..., ::-1], lambda pixels: pixels[:, ::-1], lambda pixels: np.roll(pixels, 1, axis=0)],
+    ids=["bgr", "mirrored", "one-row-off"],
+)
+def test_wrong_pixels(compiled_demo: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """BGR for RGB, a mirrored picture, one that is a row off."""
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        check_exact(exact_engine(compiled_demo, change), open_probe)
+
+
+def test_no_normalize(compiled_demo: Path, tmp_path: Path) -> None:
+    """A graph without Normalize."""
+    learner = open_learner(EXPORT)
+    pipeline = understand(learner.learner, learner.mode)
+    without = replace(pipeline, batch=tuple(step for step in pipeline.batch if not isinstance(step, Normalize)))
+    assert len(without.batch) == len(pipeline.batch) - 1
+    graph = trace(without, len(learner.labels))
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        load(rewritten(compiled_demo, tmp_path / "x.onnx", graph=graph))
+
+
+@pytest.mark.parametrize("fixture", ["demo", *FIXTURES])
+def test_bfloat16_for_float32(fixture: str, compiled_demo: Path, compiled: Callable[[str], Path]) -> None:
+    """Computing in bfloat16 where float32 was asked for, of whatever network."""
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    path = compiled_demo if fixture == "demo" else compiled(fixture)
+    network = OpenVINONetwork(openvino.Core().read_model(path), "bfloat16", 1)
+    with pytest.raises(CompiledFileError, match=REFUSED):
+        check_exact(CompiledEngine(read_card(path), network, None, CollectorRegistry()), open_probe)
+
+
+class Off:
+    """A network that is off by so much in its first output's log-odds."""
+
+    precision = "bfloat16"
+
+    def __init__(self, engine: CompiledEngine, by: float) -> None:
+        self.network, self.by = engine._exact, by
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        probabilities = self.network(pixels).astype(np.float64)
+        probabilities[0] *= np.exp(self.by)
+        return (probabilities / probabilities.sum()).astype(np.float32)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.005, 0.02, 0.04])
+def test_the_bound_follows_the_deviations(compiled_demo: Path, off: float) -> None:
+    """The bound is a multiple of the largest deviation of the fast way on the probes, and never below a least one."""
+    engine = exact_engine(compiled_demo)
+    shrinking = bound_of(engine, engine._exact, open_probe)  # what is left where only large photos are shrunk
+    bound = bound_of(engine, Off(engine, off), open_probe)
+    assert shrinking is not None
+    assert bound is not None
+    assert max(SAFETY * max(off, SMALLEST), shrinking - SAFETY * off) <= bound + 1e-6
+    assert bound <= shrinking + SAFETY * off + 1e-6
+
+
+def test_a_fast_way_that_is_too_far_off(compiled_demo: Path) -> None:
+    """No bound makes good for a fast way whose probabilities are off by more than 0.02, or are no numbers."""
+    engine = exact_engine(compiled_demo)
+    assert bound_of(engine, Off(engine, 0.3), open_probe) is None
+    assert bound_of(engine, Off(engine, np.nan), open_probe) is None
+    assert FAST == 0.02
+
+
+def test_deviation() -> None:
+    """How far what decides was moved, in log-odds: against the best label, or against the threshold."""
+    exact, fast = np.array([0.5, 0.4, 0.1]), np.array([0.48, 0.42, 0.1])
+    assert deviation(exact, fast, None) == pytest.approx(np.log(0.5 / 0.4) - np.log(0.48 / 0.42))
+    far, moved = np.array([0.7, 0.3 - 1e-6, 1e-6]), np.array([0.7, 0.3 - 1e-5, 1e-5])
+    assert deviation(far, moved, None) < 1e-4  # the third label is too far away to matter
+    alone, moved = np.array([0.999, 9e-4, 1e-4]), np.array([0.998, 1.9e-3, 1e-4])
+    assert deviation(alone, moved, None) > 0.7  # the second is far away too, but it is the next
+    assert deviation(np.array([0.5, 0.2]), np.array([0.6, 0.2]), 0.3) == pytest.approx(np.log(0.6 / 0.4))
+    assert deviation(np.array([1.0]), np.array([1.0]), None) == 0
