@@ -22,12 +22,15 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
+from tqdm import tqdm
 
 from app import create_app
 from pigeonhole.intake.pictures import Limits, open_probe
 from pigeonhole.model.compiler import compile_export
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
+
+tqdm.monitor_interval = 0  # what compiles shows its progress with it, and its watching thread is no leak of ours
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORT = ROOT / "export.pkl"
