@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from app import create_app
-from pigeonhole.errors import ModelFault
+from pigeonhole.errors import ModelFault, ModelFileError
 from pigeonhole.model.predictor import Prediction, Predictor
 from pigeonhole.settings import MIB, Settings
 from tests.conftest import Colours, encoded, form, picture
@@ -268,3 +268,21 @@ def test_sixteen_threads_get_their_own_answers(settings: Settings) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(300)))
+
+
+def test_ready(settings: Settings, client: FlaskClient) -> None:
+    """Ready is who has a model; it says which engine answers."""
+    assert client.get("/ready").json == {"success": "ready", "engine": "colours"}
+
+    def refuse() -> Colours:
+        raise ModelFileError("MODEL=/secret/export.pkl is not there")
+
+    response = create_app(settings, Predictor(refuse)).test_client().get("/ready")
+    assert (response.status_code, response.json["code"]) == (503, "not_ready")
+    assert "secret" not in response.text
+
+
+def test_metrics(client: FlaskClient) -> None:
+    """Counts come in Prometheus' text format."""
+    response = client.get("/metrics")
+    assert (response.status_code, response.mimetype) == (200, "text/plain")
