@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import logging
+import os
 import platform
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pigeonhole import __version__
-from pigeonhole.errors import NotCompiled, PackagesMissing
+from pigeonhole.errors import CompiledFileError, NotCompiled, PackagesMissing
 from pigeonhole.model.card import Card, Probe, Proof, sha256_of, write_compiled
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer
@@ -61,6 +62,7 @@ def compile_export(
         CompiledFileError: `output` cannot be written.
     """
     _check_packages()
+    _check_place(output, export)
     tell(f"opening {export}")
     engine = open_learner(export, sha256, allowed)
     pipeline = understand(engine.learner, engine.mode)
@@ -227,6 +229,16 @@ def _nothing_random() -> Iterator[None]:
         yield
     finally:
         augment.random = before
+
+
+def _check_place(output: Path, export: Path) -> None:
+    """Before minutes are spent, look whether the file can go there."""
+    if output.is_dir():
+        raise CompiledFileError(f"{output} is a folder; name a file in it.")
+    if output.exists() and output.samefile(export):
+        raise CompiledFileError(f"{output} is the export itself; name another file.")
+    if not os.access(output.parent, os.W_OK):
+        raise CompiledFileError(f"{output} cannot be written: its folder is not there, or not writable.")
 
 
 def _check_packages() -> None:

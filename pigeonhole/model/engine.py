@@ -83,16 +83,18 @@ class OpenVINONetwork:
 
 @dataclass(frozen=True)
 class Guard:
-    """Decides whether an answer of the fast way may count: its margin has to be larger than `bound`, in log-odds.
+    """Decides whether an answer of the fast way may count: its margin has to be larger than a bound, in log-odds.
 
-    See `known_answers` for where the bound comes from.
+    There is one bound for pictures that were decoded whole and one for those that were shrunk; see `known_answers` for
+    where they come from.
     """
 
-    bound: float
+    whole: float
+    shrunk: float
     threshold: float | None
 
-    def admits(self, probabilities: np.ndarray) -> bool:
-        return margin(probabilities, self.threshold) > self.bound
+    def admits(self, probabilities: np.ndarray, reduction: int) -> bool:
+        return margin(probabilities, self.threshold) > (self.whole if reduction == 1 else self.shrunk)
 
 
 def log_odds(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
@@ -144,10 +146,12 @@ class CompiledEngine:
 
     @property
     def way(self) -> str:
-        """In words: the precision, and the guard's bound where there is a fast way."""
+        """In words: the precision, and the guard's bounds where there is a fast way."""
         if self._fast is None:
-            return "float32"
-        return f"{self._fast.network.precision} where the margin is over {self._fast.guard.bound:.2g}, else float32"
+            return "in float32"
+        guard = self._fast.guard
+        bounds = f"{guard.whole:.2g} (shrunk photos: {guard.shrunk:.2g})"
+        return f"in {self._fast.network.precision} where the margin is over {bounds}, else in float32"
 
     def take(self, fast: FastWay) -> CompiledEngine:
         """Answer the fast way from now on, where its guard admits it."""
@@ -162,7 +166,7 @@ class CompiledEngine:
             return self._counted("exact", self.exactly(photo))
         pixels = self.pixels(photo, reduction)
         probabilities = self._fast.network(pixels)
-        if self._fast.guard.admits(probabilities):
+        if self._fast.guard.admits(probabilities, reduction):
             return self._counted("fast", answer(self.card, probabilities))
         whole = pixels if reduction == 1 else self.pixels(photo)
         return self._counted("rerun", answer(self.card, self._exact(whole)))

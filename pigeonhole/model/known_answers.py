@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -35,9 +35,9 @@ OpenPhoto = Callable[[IO[bytes]], Photo]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
 FAST = 0.02  # the same on the fast way
-SAFETY = 4  # times the largest deviation seen
+SAFETY = 5  # times the largest deviation seen
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
-FAR = 5.0  # log-odds; a label 150 times less probable than the best does not overtake it by rounding
+NEAR = 2.0  # log-odds; a label 7 times less probable than the best
 
 
 def load_compiled(
@@ -62,28 +62,34 @@ def load_compiled(
         cores = max(1, usable_cores() // workers)
         exact = OpenVINONetwork(model, "float32", cores)
         engine = CompiledEngine(card, exact, None, registry)
-        check_exact(engine, open_photo)
-    except RuntimeError as error:
-        raise CompiledFileError(f"OpenVINO cannot read {path}; {COMPILE}") from error
+        answers = check_exact(engine, open_photo)
+    except CompiledFileError:
+        raise
+    except (
+        Exception
+    ) as error:  # what OpenVINO raises for a graph it cannot run, and numpy for one that takes other pixels
+        raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
     if precision == "exact":
         return engine
     has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact
-    bound = bound_of(engine, network, open_photo)
-    if bound is None:
+    guard = guard_of(engine, answers, network, open_photo)
+    if guard is None:
         log.warning("the fast way of %s gives other answers on this machine; it is not used", path)
         return engine
-    return engine.take(FastWay(network, Guard(bound, card.threshold)))
+    return engine.take(FastWay(network, guard))
 
 
-def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> None:
-    """Ask the exact way.
+def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
+    """Ask the exact way about each probe, and return what it says.
 
     Raises:
         CompiledFileError: an answer is not the one in the file.
     """
+    predictions = []
     for probe in engine.card.probes:
         prediction = engine.exactly(open_photo(io.BytesIO(probe.picture)))
+        predictions.append(prediction)
         off = difference(prediction, engine.card, probe)
         if prediction.success != probe.success or not off <= EXACT:
             raise CompiledFileError(
@@ -91,31 +97,41 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> None:
                 f"{prediction.success} instead of {probe.success} for a probe, probabilities off by {off:.2g}; "
                 f"compile it here, or set ENGINE=learner."
             )
+    return predictions
 
 
-def bound_of(engine: CompiledEngine, network: Network, open_photo: OpenPhoto) -> float | None:
-    """Ask both ways and derive the guard's bound from how far they are apart; None if that is too far for any guard."""
-    card, deviations = engine.card, [SMALLEST]
-    for probe in card.probes:
-        photo = open_photo(io.BytesIO(probe.picture))
-        fast = network(engine.pixels(photo, photo.reduction(card.recipe.shrinks_by)))
-        if not difference(answer(card, fast), card, probe) <= FAST:
-            return None
-        deviations.append(deviation(np.array(engine.exactly(photo).probabilities), fast, card.threshold))
-    return SAFETY * max(deviations)
+def guard_of(
+    engine: CompiledEngine, exact: Sequence[Prediction], network: Network, open_photo: OpenPhoto
+) -> Guard | None:
+    """Ask the fast way too, and derive the guard's bounds from how far it is from what was said `exact`ly.
+
+    None if it is too far off for any guard.
+    """
+    card = engine.card
+    whole, shrunk = [SMALLEST], [SMALLEST]
+    for probe, prediction in zip(card.probes, exact, strict=True):
+        photo, expected = open_photo(io.BytesIO(probe.picture)), np.array(prediction.probabilities)
+        reduction = photo.reduction(card.recipe.shrinks_by)
+        for factor, deviations in ((1, whole), (reduction, shrunk)):
+            fast = network(engine.pixels(photo, factor))
+            if not difference(answer(card, fast), card, probe) <= FAST:
+                return None
+            deviations.append(deviation(expected, fast, card.threshold))
+    return Guard(SAFETY * max(whole), SAFETY * max(shrunk), card.threshold)
 
 
 def deviation(exact: np.ndarray, fast: np.ndarray, threshold: float | None) -> float:
     """How far the fast way moved what decides the answer, in log-odds.
 
-    Labels that exclude each other count against the best; one that is further from it than `FAR` only if it is second.
+    Labels that exclude each other count against the best one. Rounding errors are relative, so what a label far from
+    being the answer was moved by (or far from the threshold) counts for what it would be at `NEAR`.
     """
     before, after = log_odds(exact, threshold), log_odds(fast, threshold)
     if threshold is None:
-        order = np.argsort(before)[::-1]
-        before, after = before[order[0]] - before[order[1:]], after[order[0]] - after[order[1:]]
-        before, after = before[: max(1, int((before < FAR).sum()))], after[: max(1, int((before < FAR).sum()))]
-    return float(np.abs(before - after).max(initial=0.0))
+        best = int(before.argmax())
+        before, after = before - before[best], after - after[best]
+    nearness = NEAR / np.maximum(np.abs(before), NEAR)
+    return float((np.abs(before - after) * nearness).max())
 
 
 def difference(prediction: Prediction, card: Card, probe: Probe) -> float:

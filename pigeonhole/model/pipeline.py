@@ -95,7 +95,7 @@ def _activation(loss: Any) -> tuple[Literal["softmax", "sigmoid"], float | None]
     if type(loss).__module__ == "fastai.losses" and getattr(loss, "axis", -1) in (-1, 1):
         if name in SOFTMAX_LOSSES:
             return "softmax", None
-        if name in SIGMOID_LOSSES:
+        if name in SIGMOID_LOSSES and 0 < loss.thresh < 1:
             return "sigmoid", float(loss.thresh)
     raise NotCompiled(f"what the loss {name} makes of the network's output is not understood.")
 

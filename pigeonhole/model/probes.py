@@ -19,6 +19,7 @@ from pigeonhole.model.recipe import Recipe, Size
 
 CANDIDATES = 24
 KEPT = 8
+KEPT_LARGE = 2
 SEED = 20261121
 # of the smallest picture that is not enlarged: phones' shapes, landscape and upright, wide, square, hardly large enough
 SHAPES = ((1.6, 1.2), (1.2, 1.6), (2.4, 1.35), (1.0, 1.0), (1.1, 2.0), (3.1, 2.3))
@@ -39,14 +40,14 @@ def candidates(recipe: Recipe) -> list[bytes]:
 
 
 def most_telling(probes: Sequence[Probe]) -> tuple[Probe, ...]:
-    """The probes to keep: first a large one, then those with the most doubtful answers, of as many labels as there are.
+    """The probes to keep: large ones first, then those with the most doubtful answers, of as many labels as there are.
 
     Doubt is the largest probability times what is missing to one, summed over labels if several may hold.
     """
-    first = max(probes[::LARGE_EVERY], key=_doubt)
-    others = sorted((probe for probe in probes if probe is not first), key=_doubt, reverse=True)
+    large = sorted(probes[::LARGE_EVERY], key=_doubt, reverse=True)[:KEPT_LARGE]
+    others = sorted((probe for probe in probes if probe not in large), key=_doubt, reverse=True)
     of_each_label = list({str(probe.success): probe for probe in reversed(others)}.values())
-    kept = [first, *of_each_label[: KEPT // 2]]
+    kept = [*large, *of_each_label[: KEPT // 2]]
     return (*kept, *(probe for probe in others if probe not in kept))[:KEPT]
 
 

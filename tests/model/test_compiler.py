@@ -151,6 +151,8 @@ def test_complaints(
         ([tmp_path / "twisted.pkl", "-o", tmp_path / "x.onnx"], "not what learn.export() writes"),
         ([export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "empty"], "there is no picture in"),
         ([export, "-o", tmp_path / "no" / "x.onnx"], "cannot be written"),
+        ([export, "-o", export], "is the export itself"),
+        ([export, "-o", tmp_path / "empty"], "is a folder"),
     ]
     for arguments, sentence in cases:
         status, _, complaint = run(capsys, *arguments)

@@ -17,7 +17,7 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card
 from pigeonhole.model.compiler import trace
 from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
-from pigeonhole.model.known_answers import FAST, SAFETY, SMALLEST, bound_of, check_exact, deviation
+from pigeonhole.model.known_answers import FAST, NEAR, SAFETY, SMALLEST, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
@@ -132,22 +132,26 @@ class Off:
 
 
 @pytest.mark.parametrize("off", [0.0, 0.005, 0.02, 0.04])
-def test_the_bound_follows_the_deviations(compiled_demo: Path, off: float) -> None:
-    """The bound is a multiple of the largest deviation of the fast way on the probes, and never below a least one."""
+def test_the_bounds_follow_the_deviations(compiled_demo: Path, off: float) -> None:
+    """The bounds are multiples of the largest deviation of the fast way on the probes, and never below a least one."""
     engine = exact_engine(compiled_demo)
-    shrinking = bound_of(engine, engine._exact, open_probe)  # what is left where only large photos are shrunk
-    bound = bound_of(engine, Off(engine, off), open_probe)
-    assert shrinking is not None
-    assert bound is not None
-    assert max(SAFETY * max(off, SMALLEST), shrinking - SAFETY * off) <= bound + 1e-6
-    assert bound <= shrinking + SAFETY * off + 1e-6
+    exact = check_exact(engine, open_probe)
+    float32 = guard_of(engine, exact, engine._exact, open_probe)
+    guard = guard_of(engine, exact, Off(engine, off), open_probe)
+    assert float32 is not None
+    assert guard is not None
+    assert float32.whole == SAFETY * SMALLEST < float32.shrunk  # what is decoded whole is exact there
+    assert guard.whole == pytest.approx(SAFETY * max(off, SMALLEST), rel=1e-3)
+    assert abs(guard.shrunk - float32.shrunk) <= SAFETY * off + 1e-6
+    assert guard.shrunk >= guard.whole - 1e-6 or off < SMALLEST
 
 
 def test_a_fast_way_that_is_too_far_off(compiled_demo: Path) -> None:
     """No bound makes good for a fast way whose probabilities are off by more than 0.02, or are no numbers."""
     engine = exact_engine(compiled_demo)
-    assert bound_of(engine, Off(engine, 0.3), open_probe) is None
-    assert bound_of(engine, Off(engine, np.nan), open_probe) is None
+    exact = check_exact(engine, open_probe)
+    assert guard_of(engine, exact, Off(engine, 0.3), open_probe) is None
+    assert guard_of(engine, exact, Off(engine, np.nan), open_probe) is None
     assert FAST == 0.02
 
 
@@ -155,9 +159,10 @@ def test_deviation() -> None:
     """How far what decides was moved, in log-odds: against the best label, or against the threshold."""
     exact, fast = np.array([0.5, 0.4, 0.1]), np.array([0.48, 0.42, 0.1])
     assert deviation(exact, fast, None) == pytest.approx(np.log(0.5 / 0.4) - np.log(0.48 / 0.42))
-    far, moved = np.array([0.7, 0.3 - 1e-6, 1e-6]), np.array([0.7, 0.3 - 1e-5, 1e-5])
-    assert deviation(far, moved, None) < 1e-4  # the third label is too far away to matter
-    alone, moved = np.array([0.999, 9e-4, 1e-4]), np.array([0.998, 1.9e-3, 1e-4])
-    assert deviation(alone, moved, None) > 0.7  # the second is far away too, but it is the next
+    far, moved = np.array([0.7, 0.3 - 1e-6, 1e-6]), np.array([0.7, 0.3 - 2e-6, 2e-6])
+    distance = np.log(0.7 / 1e-6)
+    assert deviation(far, moved, None) == pytest.approx(
+        np.log(2) * NEAR / distance, rel=1e-3
+    )  # far away, so it counts less
     assert deviation(np.array([0.5, 0.2]), np.array([0.6, 0.2]), 0.3) == pytest.approx(np.log(0.6 / 0.4))
     assert deviation(np.array([1.0]), np.array([1.0]), None) == 0
