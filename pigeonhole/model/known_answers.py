@@ -9,8 +9,8 @@ there an error does not depend on how certain the answer is: rounding to bfloat1
 network's outputs, and the log-odds of two labels are the difference of two outputs. (In probabilities the same error
 is 25 times smaller at 99 % than at 50 %, so the deviations of certain pictures would say little about doubtful ones.)
 
-What was measured, in bfloat16 on an AMD EPYC (AVX-512), with 13 learners (ResNet-34, SE-xResNet-34, and small networks of
-fastai and timm, whose 64 pixels let photos be shrunk) and 341 validation photos of ten kinds of clothing: the largest
+What was measured, in bfloat16 on an AMD EPYC (AVX-512), with 13 learners (ResNet-34, SE-xResNet-34, and small networks
+of fastai and timm, whose 64 pixels let photos be shrunk) and 341 validation photos of ten kinds of clothing: the largest
 deviation of a label within 1 of the best, as only these can overtake it, was 0.7 to 2.6 times the largest deviation on
 the eight probes. `SAFETY` is about twice the worst of that, so a label can change only where an error is twice as large
 as any that was seen. No answer that passed the guard had another label than the exact one.
