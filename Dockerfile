@@ -32,10 +32,14 @@ CMD ["gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
 FROM app AS dev
 COPY --from=learner-packages /opt/venv /opt/venv
 COPY export.pkl notebook.p[y] ./
+ENV ENGINE=learner
 USER 10001
 
 FROM dev AS compile
 USER root
+# if your export needs them: docker build --build-arg ALLOW_PICKLE_GLOBALS=...
+ARG MODEL_SHA256=
+ARG ALLOW_PICKLE_GLOBALS=
 RUN python -m pigeonhole compile export.pkl
 
 FROM app AS serve

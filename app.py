@@ -11,11 +11,12 @@ from flask import Flask, request
 from prometheus_client import CollectorRegistry
 
 from pigeonhole.intake.pictures import Limits, open_photo, open_probe
-from pigeonhole.model.choosing import Model, open_engine
+from pigeonhole.model.choosing import open_engine
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web import observe, replies
 from pigeonhole.web.forms import FormRequest, blamed_on
+from pigeonhole.wiring import model_of
 
 
 def create_app(settings: Settings | None = None, predictor: Predictor | None = None) -> Flask:
@@ -26,7 +27,8 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     """
     settings = settings or Settings.load()
     registry = CollectorRegistry()
-    predictor = predictor or Predictor(lambda: open_engine(Model.of(settings), open_probe, registry))
+    count = observe.counter_of_ways(registry)
+    predictor = predictor or Predictor(lambda: open_engine(model_of(settings), open_probe, count))
     limits = Limits(settings.max_pixels, settings.max_side)
     in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
     app = Flask("pigeonhole", static_folder=None)

@@ -2,13 +2,16 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  app.py  ->  web  ->  model, intake  ->  errors, settings
+    cli, gunicorn_conf  ->  app.py  ->  web, wiring  ->  model, intake  ->  errors, settings
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
     app.py          the service on one page
     web             the only rooms that import Flask
-    model           from picture to Prediction; the only rooms where torch and fastai are imported, and late
+    wiring          from the settings to the model they name
+    model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
+                    what serves: choosing -> known_answers -> engine -> card -> recipe; what compiles: compiler ->
+                    pipeline, probes -> card, recipe
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
                     and all of them -> judging -> shapes -> pickles -> names
     intake          getting a picture: hostile bytes in, an upright RGB picture out

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options) or 0)
     except PigeonholeError as error:
-        print(error, file=sys.stderr)
+        print(str(error).removeprefix("MODEL="), file=sys.stderr)  # here the file was named on the command line
         return DID_NOT_WORK
     except KeyboardInterrupt:
-        print("\nstopped; a learner is written only when its training is through.", file=sys.stderr)
+        print("\nstopped; what was not finished is not written.", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -86,10 +86,11 @@ def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _compile(options: argparse.Namespace) -> None:
+    from pigeonhole.model.choosing import compiled_beside
     from pigeonhole.model.compiler import as_table, compile_export
 
     settings = Settings.load()
-    output = options.output or options.export.with_suffix(".onnx")
+    output = options.output or compiled_beside(options.export)
     began = time.monotonic()
     card = compile_export(
         options.export,
@@ -107,13 +108,18 @@ def _photos(folder: Path) -> list[Path]:
     """The pictures in `folder` and below; other files are passed over.
 
     Raises:
-        FolderError: there is none.
+        FolderError: there is none, or one cannot be read.
     """
+    if not folder.is_dir():
+        raise FolderError(f"{folder} is not a folder.")
     photos = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with suppress(RequestError), path.open("rb") as file:
-            sniff(file)
-            photos.append(path)
+        try:
+            with suppress(RequestError), path.open("rb") as file:
+                sniff(file)
+                photos.append(path)
+        except OSError as error:
+            raise FolderError(f"{path} cannot be read: {error.strerror}.") from error
     if not photos:
         raise FolderError(f"there is no picture in {folder}; accepted are {ACCEPTED}.")
     return photos

@@ -1,7 +1,8 @@
 """How gunicorn runs the service: `gunicorn -c python:pigeonhole.gunicorn_conf app:app`.
 
-The master only looks at the settings, the folder and the model file; each worker loads the model after the fork, before
-its first request, because torch's threads do not survive a fork.
+The master only looks at the settings, the folder and the model file, and lets another process compile the model if
+that is due. Each worker loads the model after the fork, before its first request, because the threads of torch and of
+OpenVINO do not survive a fork.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any, NoReturn
 
 from pigeonhole.errors import PigeonholeError, SettingsError
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.model.choosing import Model, check_model, compile_if_stale
+from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.settings import Settings
 from pigeonhole.web.replies import start_logging
+from pigeonhole.wiring import model_of
 
 M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
 LARGE = 1 << 20
@@ -52,7 +54,7 @@ def on_starting(server: Any) -> None:
     """In the master, before anything listens."""
     try:
         prepare(settings.uploads)
-        model = Model.of(settings)
+        model = model_of(settings)
         check_model(model)
         with _stoppable():
             compile_if_stale(model, _say)
@@ -84,10 +86,12 @@ def _give_memory_back() -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end what runs here as Ctrl-C does, with the process it waits for; gunicorn does not listen yet."""
+    """Let SIGTERM and Ctrl-C end the start quietly, with the process it waits for; gunicorn does not listen yet."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(0)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -99,8 +103,9 @@ def _say(sentence: str) -> None:
 def _say_how_to_try(labels: int) -> None:
     here = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     address = f"http://{here}:{settings.port}"
+    model = model_of(settings).compiled if model_of(settings).is_compiled_only else settings.model
     print(
-        f"Pigeonhole serves {settings.model} ({labels} labels) at {address}\n"
+        f"Pigeonhole serves {model} ({labels} labels) at {address}\n"
         f"Try it:  curl -F image=@photo.jpg {address}/predict",
         flush=True,
     )

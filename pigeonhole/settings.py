@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     model_sha256: Annotated[
         str | None,
         Field(
-            pattern="^[0-9a-fA-F]{64}$", description="what the file's SHA-256 has to be; it is checked before opening"
+            pattern="^[0-9a-fA-F]{64}$",
+            description="what the SHA-256 of `MODEL` has to be; it is checked before opening",
         ),
     ] = None
     allow_pickle_globals: Annotated[
@@ -44,12 +45,15 @@ class Settings(BaseSettings):
         Literal["auto", "compiled", "learner"],
         Field(
             description="`compiled` answers with export.onnx, `learner` with `learner.predict`; "
-            "`auto` compiles once and takes the first that works"
+            "`auto` compiles once, and takes the learner where that does not work"
         ),
     ] = "auto"
     precision: Annotated[
         Literal["auto", "exact"],
-        Field(description="`exact` computes everything in float32, `auto` only what bfloat16 could answer differently"),
+        Field(
+            description="`exact` decodes whole photos and computes in float32; `auto` only where a faster way could "
+            "give another label"
+        ),
     ] = "auto"
     host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 5000

@@ -15,7 +15,7 @@ from tests.test_serving import post
 
 LOCK = json.loads((ROOT / "Pipfile.lock").read_text())
 
-# run as `python -c`, so that what is not in the serving environment cannot be imported, nor a connection be made
+# run as `python -c`, so that what is not in the serving environment cannot be imported; connections are counted
 ALONE = """
 import importlib.abc, json, sys
 
@@ -62,7 +62,7 @@ def alone(compiled_demo: Path, tmp_path: Path) -> Path:
 def test_without_the_learner_packages(
     alone: Path, one_of_each: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With export.onnx and the serving packages, photos are answered; nothing else is loaded, and nobody is called."""
+    """With export.onnx and the serving packages, photos are answered; nothing of the learner's is loaded."""
     absent = modules_of_the_learner()
     assert {"torch", "torchvision", "fastai", "timm", "onnx", "onnxscript", "fastcore"} <= set(absent)
     monkeypatch.setenv("MODEL", str(alone))

@@ -110,7 +110,7 @@ class Photo:
         """
         with self._opened() as image:
             if reduction > 1:
-                image.draft(None, (image.width // reduction, image.height // reduction))
+                image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
             stored_as = _raw_mode(image)
             image.load()
             _mend_transparency(image, stored_as)
@@ -160,7 +160,7 @@ def open_photo(file: IO[bytes], limits: Limits, orientation: Orientation = "upri
 
 
 def open_probe(file: IO[bytes]) -> Photo:
-    """Open a picture of our own, or of whoever starts the service: as it is stored, and as large as it is."""
+    """Open a picture of our own, or of whoever compiles: as it is stored, up to the size that Pillow warns of."""
     return open_photo(file, OWN, "as-stored")
 
 

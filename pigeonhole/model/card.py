@@ -27,7 +27,7 @@ CARD, SEAL = "pigeonhole.card", "pigeonhole.seal"
 LENGTH_DIGITS = 12
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
 CHUNK = 1 << 20
-COMPILE = "run `python -m pigeonhole compile export.pkl`."
+COMPILE = "run `python -m pigeonhole compile` on the export."
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Proof:
-    """How the graph compares with `learner.predict`, both in float32: of `pictures`, all had to agree."""
+    """How the graph compared with `learner.predict`, both in float32. The labels of all pictures were the same."""
 
     pictures: int
-    photos: int  # of `pictures`, how many the user named; the others are built in
-    same_labels: int
+    photos: int  # of these, how many the user named; the others are built in
     largest_difference: float  # of a probability
 
 
@@ -132,6 +131,11 @@ def read_card(path: Path) -> Card:
         raise CompiledFileError(f"{path} cannot be read: {error.strerror}; {COMPILE}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CompiledFileError(f"{path} was made by another version of Pigeonhole; {COMPILE}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha256_of(file)
 
 
 def sha256_of(file: IO[bytes], length: int | None = None) -> str:

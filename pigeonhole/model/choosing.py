@@ -9,25 +9,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from prometheus_client import CollectorRegistry
+from typing import Literal
 
 from pigeonhole.errors import CompiledFileError, ModelFileError
-from pigeonhole.model.card import COMPILE, Card, read_card, sha256_of
+from pigeonhole.model.card import COMPILE, Card, read_card, sha256_of_file
 from pigeonhole.model.doctor import notebook_beside
-from pigeonhole.model.export.container import check_file, opened
-from pigeonhole.model.known_answers import OpenPhoto, load_compiled
+from pigeonhole.model.export.container import check_file
+from pigeonhole.model.known_answers import OpenPhoto, Precision, load_compiled
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.predictor import Engine
-
-if TYPE_CHECKING:
-    from pigeonhole.settings import Settings
 
 log = logging.getLogger(__name__)
 
 COMPILED_SUFFIX = ".onnx"
 NEEDED_TO_COMPILE = ("fastai", "torch", "onnx", "onnxscript", "openvino")
+
+
+def compiled_beside(export: Path) -> Path:
+    """Where the compiled file of an export lies."""
+    return export.parent / f"{export.stem}{COMPILED_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -38,45 +38,34 @@ class Model:
     sha256: str | None = None
     allowed: frozenset[str] = frozenset()
     engine: Literal["auto", "compiled", "learner"] = "auto"
-    precision: Literal["auto", "exact"] = "auto"
+    precision: Precision = "auto"
     workers: int = 1
-
-    @classmethod
-    def of(cls, settings: Settings) -> Model:
-        return cls(
-            path=settings.model,
-            sha256=settings.model_sha256,
-            allowed=settings.allowed_globals,
-            engine=settings.engine,
-            precision=settings.precision,
-            workers=settings.workers,
-        )
 
     @property
     def compiled(self) -> Path:
         """Where its compiled file lies, if it is compiled: beside it."""
-        return self.path.with_suffix(COMPILED_SUFFIX)
+        return compiled_beside(self.path)
 
     @property
     def is_compiled_only(self) -> bool:
-        """No export is there to be opened or compared with; what there is, or should be, is the compiled file."""
+        """There is no export to compare with: the compiled file is what was named, or all that was brought along."""
         return self.path == self.compiled or (not self.path.exists() and self.compiled.exists())
 
 
 def check_model(model: Model) -> None:
-    """Look at the first bytes of what is named, before anything is loaded.
+    """Look whether what is named is there, and at the first bytes of an export, before anything is loaded.
 
     Raises:
-        ModelFileError: it is missing, empty, or visibly something else.
+        ModelFileError: it is missing, or an export is visibly something else.
     """
-    if model.is_compiled_only:
-        with opened(model.compiled):
-            return
-    check_file(model.path)
+    if not model.is_compiled_only:
+        check_file(model.path)
+    elif not model.compiled.is_file():
+        raise ModelFileError(f"MODEL={model.compiled} is not there; {COMPILE}")
 
 
-def open_engine(model: Model, open_photo: OpenPhoto, registry: CollectorRegistry) -> Engine:
-    """The engine that `model.engine` asks for, having passed its known-answer test; one log line says which and why.
+def open_engine(model: Model, open_photo: OpenPhoto, count: Callable[[str], object] = lambda way: None) -> Engine:
+    """The engine that `model.engine` asks for; one log line says which and why. `count` as in `load_compiled`.
 
     Raises:
         CompiledFileError: the compiled file is asked for, or all there is, and cannot be used.
@@ -86,11 +75,11 @@ def open_engine(model: Model, open_photo: OpenPhoto, registry: CollectorRegistry
         return _learner(model, "ENGINE=learner")
     reason = why_not_compiled(model)
     if reason is None:
-        engine = load_compiled(model.compiled, open_photo, model.precision, model.workers, registry)
+        engine = load_compiled(model.compiled, open_photo, model.precision, model.workers, count)
         proof = engine.card.proof
         log.info(
-            "answers come from %s, %s; on %d of %d pictures proven to within %.1g of learner.predict",
-            *(model.compiled, engine.way, proof.same_labels, proof.pictures, proof.largest_difference),
+            "answers come from %s, %s; proven on %d pictures to within %.1g of learner.predict",
+            *(model.compiled, engine.way, proof.pictures, proof.largest_difference),
         )
         return engine
     if model.engine == "compiled" or model.is_compiled_only:
@@ -110,28 +99,28 @@ def why_not_compiled(model: Model) -> str | None:
     """What speaks against serving the compiled file; None if it is whole and belongs to the export."""
     if not model.compiled.exists():
         return f"{model.compiled} is not there"
+    if model.is_compiled_only:
+        _check_pin(model)
     try:
         card = read_card(model.compiled)
     except CompiledFileError as error:
         return str(error).removesuffix(f"; {COMPILE}")
-    if model.is_compiled_only:
-        return _why_not_pinned(model)
-    return _why_stale(model, card)
+    return None if model.is_compiled_only else _why_stale(model, card)
 
 
-def _why_not_pinned(model: Model) -> str | None:
-    if model.sha256 and _sha256(model.compiled) != model.sha256.lower():
-        return f"{model.compiled} has another SHA-256 than MODEL_SHA256 says"
-    return None
+def _check_pin(model: Model) -> None:
+    if model.sha256 and sha256_of_file(model.compiled) != model.sha256.lower():
+        raise ModelFileError(f"MODEL={model.compiled} has another SHA-256 than MODEL_SHA256 says; it is not opened.")
 
 
 def _why_stale(model: Model, card: Card) -> str | None:
-    export = _sha256(model.path)
+    export = sha256_of_file(model.path)
     if model.sha256 and export != model.sha256.lower():
         return f"{model.path} has another SHA-256 than MODEL_SHA256 says"
     if card.source != export:
         return f"{model.compiled} was compiled from another export than {model.path}"
-    if card.notebook != _sha256(notebook_beside(model.path)):
+    notebook = notebook_beside(model.path)
+    if card.notebook != (sha256_of_file(notebook) if notebook else None):
         return f"{model.compiled} was compiled beside another notebook.py"
     return None
 
@@ -140,25 +129,18 @@ def compile_if_stale(model: Model, tell: Callable[[str], None]) -> None:
     """Compile the export in a process of its own, so that torch is never loaded in this one or in what it forks.
 
     Nothing is done where the compiled file is up to date, was not asked for, or what compiles is not installed. When it
-    does not work out, the process says why, and learner.predict will serve.
+    does not work out, that process says why.
     """
     if model.engine != "auto" or model.is_compiled_only or not _can_compile():
         return
     reason = why_not_compiled(model)
     if reason is None:
         return
-    tell(f"{reason}. Compiling {model.path}, which happens once:")
+    tell(f"{reason}. Compiling {model.path}:")
     command = [sys.executable, "-m", "pigeonhole", "compile", str(model.path), "-o", str(model.compiled)]
     if subprocess.run(command).returncode != 0:
-        tell("It is served by learner.predict instead, which is slower. ENGINE=learner does not try to compile it.")
+        tell(f"{model.compiled} was not made. ENGINE=learner starts without trying.")
 
 
 def _can_compile() -> bool:
     return all(importlib.util.find_spec(package) for package in NEEDED_TO_COMPILE)
-
-
-def _sha256(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    with path.open("rb") as file:
-        return sha256_of(file)

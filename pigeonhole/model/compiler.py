@@ -14,19 +14,23 @@ import platform
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pigeonhole import __version__
-from pigeonhole.errors import CompiledFileError, NotCompiled, PackagesMissing
-from pigeonhole.model.card import Card, Probe, Proof, sha256_of, write_compiled
+from pigeonhole.errors import CompiledFileError, FolderError, NotCompiled, PackagesMissing, RequestError
+from pigeonhole.model.card import Card, Probe, Proof, sha256_of_file, write_compiled
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer
-from pigeonhole.model.known_answers import EXACT, OpenPhoto, difference
+from pigeonhole.model.export.container import check_file
+from pigeonhole.model.known_answers import EXACT, OpenPhoto, furthest
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.pipeline import Pipeline, understand
-from pigeonhole.model.predictor import Prediction
+from pigeonhole.model.predictor import Photo, Prediction
 from pigeonhole.model.probes import candidates, most_telling
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 OPSET = 20  # of ONNX
 INPUT, OUTPUT = "pictures", "probabilities"
 PACKAGES = ("fastai", "timm", "torch", "torchvision", "onnx", "onnxscript", "openvino", "numpy", "pillow")
-NAMED = 20  # pictures whose answer differs that a refusal names
+NAMED = 5  # pictures whose answer differs that a refusal names
 
 Progress = Callable[[str], None]
 
@@ -62,34 +66,47 @@ def compile_export(
         CompiledFileError: `output` cannot be written.
     """
     _check_packages()
+    check_file(export)
     _check_place(output, export)
     tell(f"opening {export}")
     engine = open_learner(export, sha256, allowed)
     pipeline = understand(engine.learner, engine.mode)
     tell(f"understood: {pipeline.recipe}; {', '.join(map(str, pipeline.batch))}; {pipeline.activation}")
-    pictures = [*candidates(pipeline.recipe), *(photo.read_bytes() for photo in photos)]
-    tell(f"asking learner.predict about {len(pictures)} pictures")
+    built_in = candidates(pipeline.recipe)
+    sources: list[tuple[str, Callable[[], bytes]]] = [
+        (f"built-in picture {number}", partial(bytes, picture)) for number, picture in enumerate(built_in)
+    ]
+    sources += [(str(photo), photo.read_bytes) for photo in photos]
+    tell(f"asking learner.predict about {len(sources)} pictures")
     with _nothing_random():
-        probes = [_asked(engine, open_photo, picture) for picture in pictures]
+        asked = [_asked(engine, open_photo, *source) for source in sources]
     tell("tracing the network")
     graph = trace(pipeline, len(engine.labels))
-    card = Card(
+    unproven = Card(
         labels=engine.labels,
         recipe=pipeline.recipe,
         threshold=pipeline.threshold,
-        source=_sha256(export),
-        notebook=_sha256(notebook_beside(export)),
-        proof=Proof(0, 0, 0, 0.0),
+        source=sha256_of_file(export),
+        notebook=sha256_of_file(notebook) if (notebook := notebook_beside(export)) else None,
+        proof=Proof(0, 0, 0.0),
         probes=(),
         versions=_versions(),
     )
     tell("proving")
-    names = [*(f"built-in {number}" for number in range(len(pictures) - len(photos))), *map(str, photos)]
-    proof = replace(prove(graph, card, probes, names, open_photo), photos=len(photos))
-    built_in = probes[: len(probes) - len(photos)]
-    card = replace(card, proof=proof, probes=most_telling(built_in))
+    largest = prove(graph, unproven, asked, open_photo)
+    probes = [_probe(engine, answered) for answered in asked[: len(built_in)]]
+    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=most_telling(probes))
     write_compiled(output, graph, card)
     return card
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture, by a name to complain of it under, and what learner.predict said of it."""
+
+    name: str
+    read: Callable[[], bytes]
+    said: Prediction
 
 
 def as_table(card: Card, output: Path) -> str:
@@ -97,7 +114,7 @@ def as_table(card: Card, output: Path) -> str:
     proof = card.proof
     rows = [
         ("pictures", f"{proof.pictures}, of which {proof.photos} yours"),
-        ("same label as learner.predict", f"{proof.same_labels} of {proof.pictures}"),
+        ("same label as learner.predict", f"{proof.pictures} of {proof.pictures}"),
         ("largest difference of a probability", f"{proof.largest_difference:.1e} (allowed: {EXACT:g})"),
         ("compiled from SHA-256", card.source),
         ("written", f"{output}, {output.stat().st_size / 1e6:.1f} MB"),
@@ -105,38 +122,46 @@ def as_table(card: Card, output: Path) -> str:
     return "\n".join(f"{name:<37}{value}" for name, value in rows)
 
 
-def prove(graph: bytes, card: Card, probes: Sequence[Probe], names: Sequence[str], open_photo: OpenPhoto) -> Proof:
-    """Compare the graph in float32 with what the learner said of the probes.
+def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhoto) -> float:
+    """Compare the graph in float32 with what the learner said, and return the largest difference of a probability.
 
     Raises:
-        NotCompiled: one label differs, or a probability by more than `EXACT`.
+        NotCompiled: one label differs, or a probability by more than `EXACT`, or OpenVINO cannot run the graph.
     """
     import openvino
 
-    network = OpenVINONetwork(openvino.Core().read_model(graph), "float32", cores=1)
-    answers = [_answered(network, card, open_photo, probe) for probe in probes]
-    largest = max(difference(answer, card, probe) for answer, probe in zip(answers, probes, strict=True))
-    wrong = [
-        name for name, answer, probe in zip(names, answers, probes, strict=True) if answer.success != probe.success
-    ]
+    try:
+        network = OpenVINONetwork(openvino.Core().read_model(graph), "float32", cores=1)
+        answers = [_answered(network, card, open_photo(io.BytesIO(picture.read()))) for picture in asked]
+    except RuntimeError as error:
+        raise NotCompiled(f"OpenVINO cannot run the network ({_first_line(error)}).") from error
+    pairs = list(zip(asked, answers, strict=True))
+    largest = float(np.max([furthest(answer.probabilities, picture.said.probabilities) for picture, answer in pairs]))
+    wrong = [picture.name for picture, answer in pairs if answer.success != picture.said.success]
     if wrong:
         raise NotCompiled(
-            f"the compiled model gives another label for {len(wrong)} of {len(probes)} pictures "
+            f"the compiled model gives another label for {len(wrong)} of {len(asked)} pictures "
             f"({', '.join(wrong[:NAMED])}); probabilities differ by up to {largest:.2g}."
         )
     if not largest <= EXACT:
         raise NotCompiled(f"the compiled model's probabilities differ by up to {largest:.2g}; {EXACT:g} is allowed.")
-    return Proof(len(probes), 0, len(probes) - len(wrong), largest)
+    return largest
 
 
-def _answered(network: OpenVINONetwork, card: Card, open_photo: OpenPhoto, probe: Probe) -> Prediction:
-    picture = open_photo(io.BytesIO(probe.picture)).decoded()
-    return answer(card, network(card.recipe.apply(picture)))
+def _answered(network: OpenVINONetwork, card: Card, photo: Photo) -> Prediction:
+    return answer(card, network(card.recipe.apply(photo.decoded())))
 
 
-def _asked(engine: LearnerEngine, open_photo: OpenPhoto, picture: bytes) -> Probe:
-    prediction = engine.predict(open_photo(io.BytesIO(picture)))
-    return Probe(picture, prediction.success, tuple(zip(engine.labels, prediction.probabilities, strict=True)))
+def _asked(engine: LearnerEngine, open_photo: OpenPhoto, name: str, read: Callable[[], bytes]) -> Asked:
+    try:
+        return Asked(name, read, engine.predict(open_photo(io.BytesIO(read()))))
+    except (RequestError, OSError) as error:
+        raise FolderError(f"{name} cannot be used: {error}") from error
+
+
+def _probe(engine: LearnerEngine, asked: Asked) -> Probe:
+    probabilities = zip(engine.labels, asked.said.probabilities, strict=True)
+    return Probe(asked.read(), asked.said.success, tuple(probabilities))
 
 
 def trace(pipeline: Pipeline, labels: int) -> bytes:
@@ -151,11 +176,11 @@ def trace(pipeline: Pipeline, labels: int) -> bytes:
     width, height = pipeline.recipe.size
     example = torch.zeros(2, height, width, pipeline.recipe.channels, dtype=torch.uint8)
     graph = _graph_of(pipeline)
-    with torch.no_grad():
-        shape = tuple(graph(example).shape)
-    if shape != (2, labels):
-        raise NotCompiled(f"for two pictures the network answers in the shape {shape}, not (2, {labels}).")
     try:
+        with torch.no_grad():
+            shape = tuple(graph(example).shape)
+        if shape != (2, labels):
+            raise NotCompiled(f"for two pictures the network answers in the shape {shape}, not (2, {labels}).")
         with _silence():
             program = torch.onnx.export(
                 graph,
@@ -167,11 +192,16 @@ def trace(pipeline: Pipeline, labels: int) -> bytes:
                 dynamic_shapes={"pictures": {0: torch.export.Dim("N", min=1)}},
                 verbose=False,
             )
-    except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise NotCompiled(f"the network cannot be traced ({type(error).__name__}: {first_line}).") from error
-    assert program is not None
-    return _tidied(program.model_proto)
+        assert program is not None
+        return _tidied(program.model_proto)
+    except NotCompiled:
+        raise
+    except Exception as error:  # of the network, of torch.export, of ONNX, which knows no file over 2 GB
+        raise NotCompiled(f"the network cannot be traced ({type(error).__name__}: {_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _graph_of(pipeline: Pipeline) -> Any:
@@ -242,11 +272,12 @@ def _check_place(output: Path, export: Path) -> None:
 
 
 def _check_packages() -> None:
-    for package in ("onnx", "onnxscript", "openvino"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise PackagesMissing(f"{package} is not installed here; `make serve` installs it.") from error
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        import openvino  # noqa: F401
+    except ImportError as error:
+        raise PackagesMissing(f"{error.name} is not installed here; `make serve` installs it.") from error
 
 
 def _versions() -> dict[str, str]:
@@ -257,10 +288,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _sha256(path: Path | None) -> Any:
-    if path is None:
-        return None
-    with path.open("rb") as file:
-        return sha256_of(file)

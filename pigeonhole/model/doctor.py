@@ -195,7 +195,7 @@ def defined_in(notebook: Path) -> set[str]:
 
 def as_text(diagnosis: Diagnosis) -> str:
     """For a person, in lines of `name: value`."""
-    verdict = diagnosis.problem or "it can be served, by learner.predict; nothing of it was run to find out."
+    verdict = diagnosis.problem or "it can be served; nothing of it was run to find out."
     rows = [("file", diagnosis.file), *_about_the_file(diagnosis), *_about_the_learner(diagnosis.anatomy)]
     rows += [(title, ", ".join(listed)) for title, listed in _lists(diagnosis) if listed]
     return "\n".join(f"{title + ':':<18}{printable(text)}" for title, text in [*rows, ("verdict", verdict)])

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter
 
 from pigeonhole.model.card import Card
 from pigeonhole.model.predictor import Photo, Prediction
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     import openvino
 
 NAMES = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's, of the precisions
-Precision = Literal["float32", "bfloat16"]
+NumberFormat = Literal["float32", "bfloat16"]
 THREADS_A_STREAM = 2  # on two cores: the throughput of two streams of one thread, and half the time for one picture
-WAYS = ("fast", "exact", "rerun")
+WAYS = ("fast", "exact", "rerun")  # the guard sent a rerun on to the exact way
 NEVER_ZERO = 1e-12  # what a probability is at least, for its logarithm
+NEVER_ONE = 1 - 2.0**-24  # the last float32 before 1; a sigmoid that says 1 may mean less
 
 
 class Network(Protocol):
     """What turns pixels into probabilities; called from many threads at once."""
 
-    precision: Precision
+    precision: NumberFormat
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities, float32, one per label, of uint8 `pixels`, height × width × channels."""
@@ -44,7 +45,7 @@ class OpenVINONetwork:
     An infer request belongs to one caller at a time; as many are made as there were callers at once.
     """
 
-    def __init__(self, model: openvino.Model, precision: Precision, cores: int) -> None:
+    def __init__(self, model: openvino.Model, precision: NumberFormat, cores: int) -> None:
         import openvino
 
         self._compiled = openvino.Core().compile_model(
@@ -56,7 +57,7 @@ class OpenVINONetwork:
                 "INFERENCE_NUM_THREADS": cores,
             },
         )
-        self.precision: Precision = precision
+        self.precision: NumberFormat = precision
         self._idle: deque[Any] = deque()  # requests nobody uses; appending and popping are atomic
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -103,9 +104,10 @@ def log_odds(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
     Of labels that exclude each other log p, of which the largest wins; of others logit p - logit(threshold), whose sign
     counts. Either is an output of the network, up to what all labels share.
     """
-    values = np.clip(probabilities.astype(np.float64), NEVER_ZERO, 1 - NEVER_ZERO)
+    values = np.maximum(probabilities.astype(np.float64), NEVER_ZERO)
     if threshold is None:
         return np.log(values)
+    values = np.minimum(values, NEVER_ONE)
     return np.log(values / (1 - values)) - math.log(threshold / (1 - threshold))
 
 
@@ -125,19 +127,17 @@ class FastWay:
 
 
 class CompiledEngine:
-    """export.onnx, ready to answer from many threads at once; without a `fast` way every answer is exact."""
+    """export.onnx, ready to answer from many threads at once; without a `fast` way every answer is exact.
 
-    def __init__(self, card: Card, exact: Network, fast: FastWay | None, registry: CollectorRegistry) -> None:
+    `network` computes in float32. `count` is called with the way that each picture went.
+    """
+
+    def __init__(
+        self, card: Card, exact: Network, fast: FastWay | None, count: Callable[[str], object] = lambda way: None
+    ) -> None:
         self.card, self.labels = card, card.labels
-        self._exact, self._fast = exact, fast
-        self._answers = Counter(
-            "pigeonhole_answers",
-            "Pictures answered by the compiled model: the fast way, the exact way, or exactly after the guard refused.",
-            ["way"],
-            registry=registry,
-        )
-        for way in WAYS:
-            self._answers.labels(way)
+        self.network, self._fast = exact, fast
+        self._count = count
 
     @property
     def about(self) -> dict[str, str]:
@@ -153,34 +153,30 @@ class CompiledEngine:
         bounds = f"{guard.whole:.2g} (shrunk photos: {guard.shrunk:.2g})"
         return f"in {self._fast.network.precision} where the margin is over {bounds}, else in float32"
 
-    def take(self, fast: FastWay) -> CompiledEngine:
-        """Answer the fast way from now on, where its guard admits it."""
-        self._fast = fast
-        return self
-
     def predict(self, photo: Photo) -> Prediction:
         if self._fast is None:
             return self._counted("exact", self.exactly(photo))
-        reduction = photo.reduction(self.card.recipe.shrinks_by)
-        if reduction == 1 and self._fast.network is self._exact:
+        may_shrink = math.isfinite(self._fast.guard.shrunk)
+        reduction = photo.reduction(self.card.recipe.shrinks_by) if may_shrink else 1
+        if reduction == 1 and self._fast.network is self.network:
             return self._counted("exact", self.exactly(photo))
         pixels = self.pixels(photo, reduction)
         probabilities = self._fast.network(pixels)
         if self._fast.guard.admits(probabilities, reduction):
             return self._counted("fast", answer(self.card, probabilities))
         whole = pixels if reduction == 1 else self.pixels(photo)
-        return self._counted("rerun", answer(self.card, self._exact(whole)))
+        return self._counted("rerun", answer(self.card, self.network(whole)))
 
     def exactly(self, photo: Photo) -> Prediction:
         """All pixels, float32."""
-        return answer(self.card, self._exact(self.pixels(photo)))
+        return answer(self.card, self.network(self.pixels(photo)))
 
     def pixels(self, photo: Photo, reduction: int = 1) -> np.ndarray:
         """What the network gets of `photo`: uint8, height × width × channels."""
         return self.card.recipe.apply(photo.decoded(reduction), photo.size if reduction > 1 else None)
 
     def _counted(self, way: str, prediction: Prediction) -> Prediction:
-        self._answers.labels(way).inc()
+        self._count(way)
         return prediction
 
 

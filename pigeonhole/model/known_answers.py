@@ -10,22 +10,22 @@ network's outputs, and the log-odds of two labels are the difference of two outp
 is 25 times smaller at 99 % than at 50 %, so the deviations of certain pictures would say little about doubtful ones.)
 
 What was measured, in bfloat16 on an AMD EPYC (AVX-512), with 13 learners (ResNet-34, SE-xResNet-34, and small networks
-of fastai and timm, whose 64 pixels let photos be shrunk) and 341 validation photos of ten kinds of clothing: the largest
-deviation of a label within 1 of the best, as only these can overtake it, was 0.7 to 2.6 times the largest deviation on
-the eight probes. `SAFETY` is about twice the worst of that, so a label can change only where an error is twice as large
-as any that was seen. No answer that passed the guard had another label than the exact one.
+of fastai and timm, whose 64 pixels let photos be shrunk) and 341 validation photos of ten kinds of clothing: the
+largest deviation of a label within 1 of the best, as only these can overtake it, was 0.7 to 2.6 times the largest
+deviation on the eight probes. `SAFETY` is about twice the worst of that, so a label can change only where an error is
+twice as large as any that was seen. No answer that passed the guard had another label than the exact one.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from pigeonhole.errors import CompiledFileError, PackagesMissing
 from pigeonhole.model.card import COMPILE, Card, Probe, read_card
@@ -36,6 +36,7 @@ from pigeonhole.model.predictor import Photo, Prediction
 log = logging.getLogger(__name__)
 
 OpenPhoto = Callable[[IO[bytes]], Photo]
+Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
 FAST = 0.02  # the same on the fast way
@@ -45,11 +46,15 @@ NEAR = 2.0  # log-odds; a label 7 times less probable than the best
 
 
 def load_compiled(
-    path: Path, open_photo: OpenPhoto, precision: Literal["auto", "exact"], workers: int, registry: CollectorRegistry
+    path: Path,
+    open_photo: OpenPhoto,
+    precision: Precision = "auto",
+    workers: int = 1,
+    count: Callable[[str], object] = lambda way: None,
 ) -> CompiledEngine:
     """The engine of the compiled file in `path`, with the fast way if `precision` allows it and its answers do.
 
-    `workers` processes share the cores. What was answered how is counted in `registry`.
+    `workers` processes share the cores. `count` is called with the way that each picture went (one of `engine.WAYS`).
 
     Raises:
         CompiledFileError: the file is damaged, or its answers here are not those it was proven with.
@@ -60,28 +65,28 @@ def load_compiled(
     except ImportError as error:
         raise PackagesMissing("openvino is not installed here; `make serve` installs it.") from error
     card = read_card(path)
-    core = openvino.Core()
+    core, cores = openvino.Core(), max(1, usable_cores() // workers)
     try:
         model = core.read_model(path)
-        cores = max(1, usable_cores() // workers)
-        exact = OpenVINONetwork(model, "float32", cores)
-        engine = CompiledEngine(card, exact, None, registry)
-        answers = check_exact(engine, open_photo)
+        exact = CompiledEngine(card, OpenVINONetwork(model, "float32", cores), None, count)
+        answers = check_exact(exact, open_photo)
     except CompiledFileError:
         raise
-    except (
-        Exception
-    ) as error:  # what OpenVINO raises for a graph it cannot run, and numpy for one that takes other pixels
+    except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
         raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
     if precision == "exact":
-        return engine
-    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact
-    guard = guard_of(engine, answers, network, open_photo)
+        return exact
+    try:
+        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
+        guard = guard_of(exact, answers, network, open_photo)
+    except RuntimeError:
+        log.warning("the fast way of %s does not run on this machine; it is not used", path, exc_info=True)
+        return exact
     if guard is None:
-        log.warning("the fast way of %s gives other answers on this machine; it is not used", path)
-        return engine
-    return engine.take(FastWay(network, guard))
+        log.warning("the fast way of %s is too far off on this machine; it is not used", path)
+        return exact
+    return CompiledEngine(card, exact.network, FastWay(network, guard), count)
 
 
 def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
@@ -99,7 +104,7 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
             raise CompiledFileError(
                 f"on this machine the compiled model does not give the answers that it was proven with: "
                 f"{prediction.success} instead of {probe.success} for a probe, probabilities off by {off:.2g}; "
-                f"compile it here, or set ENGINE=learner."
+                f"compile the export again, here."
             )
     return predictions
 
@@ -109,19 +114,21 @@ def guard_of(
 ) -> Guard | None:
     """Ask the fast way too, and derive the guard's bounds from how far it is from what was said `exact`ly.
 
-    None if it is too far off for any guard.
+    None if it is too far off for any guard. Where no probe can be shrunk, no photo may be.
     """
     card = engine.card
-    whole, shrunk = [SMALLEST], [SMALLEST]
+    whole: list[float] = [SMALLEST]
+    shrunk: list[float] = []
     for probe, prediction in zip(card.probes, exact, strict=True):
         photo, expected = open_photo(io.BytesIO(probe.picture)), np.array(prediction.probabilities)
-        reduction = photo.reduction(card.recipe.shrinks_by)
-        for factor, deviations in ((1, whole), (reduction, shrunk)):
-            fast = network(engine.pixels(photo, factor))
+        factor = photo.reduction(card.recipe.shrinks_by)
+        for reduction, deviations in ((1, whole), (factor, shrunk)) if factor > 1 else ((1, whole),):
+            fast = network(engine.pixels(photo, reduction))
             if not difference(answer(card, fast), card, probe) <= FAST:
                 return None
             deviations.append(deviation(expected, fast, card.threshold))
-    return Guard(SAFETY * max(whole), SAFETY * max(shrunk), card.threshold)
+    largest = max(whole)
+    return Guard(SAFETY * largest, SAFETY * max(largest, *shrunk) if shrunk else math.inf, card.threshold)
 
 
 def deviation(exact: np.ndarray, fast: np.ndarray, threshold: float | None) -> float:
@@ -141,6 +148,10 @@ def deviation(exact: np.ndarray, fast: np.ndarray, threshold: float | None) -> f
 def difference(prediction: Prediction, card: Card, probe: Probe) -> float:
     """The largest difference of a probability, label by label; infinite if the labels are others."""
     if card.labels != tuple(label for label, _ in probe.probabilities):
-        return float("inf")
-    expected = np.array([probability for _, probability in probe.probabilities])
-    return float(np.abs(np.array(prediction.probabilities) - expected).max())
+        return math.inf
+    return furthest(prediction.probabilities, [probability for _, probability in probe.probabilities])
+
+
+def furthest(probabilities: Sequence[float], expected: Sequence[float]) -> float:
+    """The largest difference of two that belong together; NaN if one of them is no number."""
+    return float(np.abs(np.subtract(probabilities, expected)).max())

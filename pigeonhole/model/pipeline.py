@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VALIDATION = 1  # fastai's number of the set that predictions count to
 TRAINING = 0
+OPENING = "PILBase.create"
 SOFTMAX_LOSSES = (
     "CrossEntropyLossFlat",
     "FocalLossFlat",
@@ -83,11 +84,15 @@ def _is_own_callback(callback: Any) -> bool:
 
 
 def _check_untransformed(type_transforms: Iterable[Any], before_batch: Iterable[Any]) -> None:
-    """A picture is opened, and nothing else is done to it before the item transforms or between them and the batch."""
-    for transform in (*type_transforms, *before_batch):
-        name = getattr(transform, "name", type(transform).__name__)
-        if name not in ("noop", "PILBase.create"):
-            raise NotCompiled(f"the transform {name}, of what opens a picture, is not understood.")
+    """A picture is opened, and nothing else is done to it before the item transforms or between them and the batch.
+
+    What comes before the opening finds the file (a column of a table, say); prediction has the picture and skips it.
+    """
+    names = [getattr(transform, "name", type(transform).__name__) for transform in type_transforms]
+    behind = names[names.index(OPENING) + 1 :] if OPENING in names else names
+    behind += [getattr(transform, "name", type(transform).__name__) for transform in before_batch]
+    if unknown := [name for name in behind if name != "noop"]:
+        raise NotCompiled(f"the transform {unknown[0]}, of what opens a picture, is not understood.")
 
 
 def _activation(loss: Any) -> tuple[Literal["softmax", "sigmoid"], float | None]:

@@ -40,14 +40,14 @@ def candidates(recipe: Recipe) -> list[bytes]:
 
 
 def most_telling(probes: Sequence[Probe]) -> tuple[Probe, ...]:
-    """The probes to keep: large ones first, then those with the most doubtful answers, of as many labels as there are.
+    """The probes to keep: large ones first, then those with the most doubtful answers, of different labels if possible.
 
     Doubt is the largest probability times what is missing to one, summed over labels if several may hold.
     """
     large = sorted(probes[::LARGE_EVERY], key=_doubt, reverse=True)[:KEPT_LARGE]
     others = sorted((probe for probe in probes if probe not in large), key=_doubt, reverse=True)
-    of_each_label = list({str(probe.success): probe for probe in reversed(others)}.values())
-    kept = [*large, *of_each_label[: KEPT // 2]]
+    of_each_label = {str(probe.success): probe for probe in reversed(others)}.values()
+    kept = [*large, *sorted(of_each_label, key=_doubt, reverse=True)[: KEPT // 2]]
     return (*kept, *(probe for probe in others if probe not in kept))[:KEPT]
 
 

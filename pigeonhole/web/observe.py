@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import Flask, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
 from pigeonhole.errors import NotReady, StartError
+from pigeonhole.model.engine import WAYS
 from pigeonhole.model.predictor import Predictor
 
 
@@ -14,7 +17,7 @@ def install(app: Flask, predictor: Predictor, registry: CollectorRegistry) -> No
 
     @app.get("/ready")
     def ready() -> dict[str, object]:
-        """Says which model answers and how; 503 `not_ready` unless it has been opened and has passed its test."""
+        """Which model answers and how; 503 `not_ready` if it cannot be opened, or does not pass its test."""
         try:
             return {"success": "ready", **predictor.load().about}
         except StartError as error:
@@ -24,3 +27,16 @@ def install(app: Flask, predictor: Predictor, registry: CollectorRegistry) -> No
     def metrics() -> Response:
         """In the Prometheus text format, of this worker process."""
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def counter_of_ways(registry: CollectorRegistry) -> Callable[[str], None]:
+    """What to call with the way that a picture went; a rerun is one that the guard sent on."""
+    answers = Counter(
+        "pigeonhole_answers",
+        "Pictures answered by the compiled model: the fast way, the exact way, or exactly after the guard refused.",
+        ["way"],
+        registry=registry,
+    )
+    for way in WAYS:
+        answers.labels(way)  # so that it is there, as 0, before the first picture
+    return lambda way: answers.labels(way).inc()

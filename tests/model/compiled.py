@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card, write_compiled
@@ -16,8 +16,15 @@ from pigeonhole.model.engine import CompiledEngine
 from pigeonhole.model.known_answers import load_compiled
 
 
-def load(path: Path, precision: Any = "auto") -> CompiledEngine:
-    return load_compiled(path, open_probe, precision, 1, CollectorRegistry())
+class Ways(Counter[str]):
+    """Counts which ways pictures went."""
+
+    def __call__(self, way: str) -> None:
+        self[way] += 1
+
+
+def load(path: Path, precision: Any = "auto", count: Callable[[str], object] = lambda way: None) -> CompiledEngine:
+    return load_compiled(path, open_probe, precision, count=count)
 
 
 def graph_of(path: Path) -> bytes:
@@ -36,7 +43,7 @@ def rewritten(path: Path, output: Path, card: Callable[[Card], Card] = lambda ca
 
 
 def with_flipped_bit(path: Path, output: Path, place: int) -> Path:
-    """One weight of the initializer number `place`, the largest of it, with the highest bit of its exponent flipped."""
+    """The largest weight of kernel number `place` with the highest bit of its exponent flipped."""
     import onnx
 
     model = onnx.load_from_string(graph_of(path))

@@ -19,7 +19,7 @@ CARD = Card(
     threshold=0.4,
     source="0" * 64,
     notebook=None,
-    proof=Proof(24, 3, 24, 1e-6),
+    proof=Proof(24, 3, 1e-6),
     probes=(Probe(b"\xff\xd8{}", ["cat"], (("cat", 0.75), ("dog é", 1 / 3))),),
     versions={"torch": "2"},
 )

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from pigeonhole.errors import CompiledFileError, ModelFileError
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import choosing
-from pigeonhole.model.card import sha256_of
+from pigeonhole.model.card import sha256_of_file as sha256
 from pigeonhole.model.choosing import Model, check_model, compile_if_stale, open_engine
 from pigeonhole.settings import Settings
+from pigeonhole.wiring import model_of
 from tests.model.compiled import rewritten
 from tests.model.test_exports_compiled import FOLDER
 
@@ -32,12 +32,7 @@ def folder(tmp_path: Path, compiled: Callable[[str], Path]) -> Path:
 
 def served(folder: Path, name: str = "export.pkl", **options: Any) -> str:
     """Which engine serves the model in `folder`."""
-    return open_engine(Model(folder / name, **options), open_probe, CollectorRegistry()).about["engine"]
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha256_of(file)
+    return open_engine(Model(folder / name, **options), open_probe).about["engine"]
 
 
 def test_where_all_is_well(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -46,8 +41,8 @@ def test_where_all_is_well(folder: Path, caplog: pytest.LogCaptureFixture) -> No
         assert served(folder) == "compiled"
     (line,) = caplog.messages
     assert line.startswith(f"answers come from {folder / 'export.onnx'}, ")
-    assert "on 24 of 24 pictures proven" in line
-    engine = open_engine(Model(folder / "export.pkl", precision="exact"), open_probe, CollectorRegistry())
+    assert "proven on 24 pictures" in line
+    engine = open_engine(Model(folder / "export.pkl", precision="exact"), open_probe)
     assert engine.about == {"engine": "compiled", "precision": "float32", "model_sha256": sha256(folder / "export.pkl")}
 
 
@@ -86,7 +81,7 @@ def test_stale(folder: Path, change: Callable[[Path], None], caplog: pytest.LogC
     assert STALE[change] in caplog.messages[-1]
     with pytest.raises(CompiledFileError, match=STALE[change]) as refusal:
         served(folder, engine="compiled")
-    assert str(refusal.value).endswith("run `python -m pigeonhole compile export.pkl`.")
+    assert str(refusal.value).endswith("run `python -m pigeonhole compile` on the export.")
     assert served(folder, engine="learner") == "learner"
 
 
@@ -109,13 +104,21 @@ def test_the_compiled_file_alone(folder: Path) -> None:
             check_model(Model(folder / name))
 
 
+@pytest.mark.parametrize("place", [".", "/", "model"])
+def test_a_folder(place: str, tmp_path: Path) -> None:
+    """A folder is no model, however it is called."""
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ModelFileError):
+        check_model(Model(Path(place) if place != "model" else tmp_path / place))
+
+
 def test_pinned(folder: Path) -> None:
     """MODEL_SHA256 pins the file that is named: the export, or the compiled file where that is all there is."""
     assert served(folder, sha256=sha256(folder / "export.pkl").upper()) == "compiled"
     assert served(folder, "export.onnx", sha256=sha256(folder / "export.onnx")) == "compiled"
     with pytest.raises(ModelFileError, match="SHA-256"):
         served(folder, sha256="0" * 64)
-    with pytest.raises(CompiledFileError, match="has another SHA-256 than MODEL_SHA256 says"):
+    with pytest.raises(ModelFileError, match="has another SHA-256 than MODEL_SHA256 says"):
         served(folder, "export.onnx", sha256=sha256(folder / "export.pkl"))
 
 
@@ -151,7 +154,7 @@ def test_compiled_when_stale(folder: Path, monkeypatch: pytest.MonkeyPatch, stat
         ["-m", "pigeonhole", "compile", str(folder / "export.pkl"), "-o", str(folder / "export.onnx")]
     ]
     assert "another export" in told[0]
-    assert ["learner.predict instead" in line for line in told[1:]] == [True] * status
+    assert ["was not made" in line for line in told[1:]] == [True] * status
     monkeypatch.setattr(choosing, "NEEDED_TO_COMPILE", ("not_installed",))
     compile_if_stale(Model(folder / "export.pkl"), told.append)
     assert len(commands) == 1
@@ -160,4 +163,4 @@ def test_compiled_when_stale(folder: Path, monkeypatch: pytest.MonkeyPatch, stat
 def test_of_settings() -> None:
     """What is to be served is what the settings say."""
     settings = Settings(model=Path("x.pkl"), engine="compiled", precision="exact", workers=3, model_sha256="a" * 64)
-    assert Model.of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3)
+    assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3)

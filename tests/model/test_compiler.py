@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from pigeonhole.errors import NotCompiled
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import compiler
 from pigeonhole.model.card import read_card, sha256_of
-from pigeonhole.model.compiler import compile_export, prove
+from pigeonhole.model.compiler import Asked, compile_export, prove
 from pigeonhole.model.predictor import Prediction
 from tests.model.compiled import graph_of, load
-from tests.model.learners import export_learner
+from tests.model.learners import FACTORIES, export_as_people_do, export_learner
 from tests.model.test_exports_compiled import FOLDER
 
 
@@ -48,7 +49,7 @@ def test_the_card(export: Path, tmp_path: Path) -> None:
     assert card.labels == ("cat", "dog", "owl")
     assert card.source == sha256_of(io.BytesIO(export.read_bytes()))
     assert card.notebook == sha256_of(io.BytesIO(b"pets = 3\n"))
-    assert card.proof.pictures == card.proof.same_labels == 24
+    assert card.proof.pictures == 24
     assert card.proof.largest_difference < 1e-5
     assert {"fastai", "torch", "onnx", "openvino", "pillow", "python", "pigeonhole"} <= set(card.versions)
     assert len(card.probes) == 8
@@ -78,7 +79,7 @@ def moved(said: Prediction, by: float) -> Prediction:
     [
         (
             lambda said: Prediction("x", said.probabilities),
-            r"another label for 24 of 24 pictures \(built-in 0, built-in 1",
+            r"another label for 24 of 24 pictures \(built-in picture 0, built-in",
         ),
         (
             lambda said: replace(said, probabilities=tuple(p + 0.001 for p in said.probabilities)),
@@ -104,14 +105,39 @@ def test_no_proof_no_file(
     assert (tmp_path / "x.onnx").read_bytes() == b"what was there"
 
 
+def test_one_answer_that_is_no_number(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One probability of the last picture that is no number spoils the proof, whatever the others are."""
+    honest, count = compiler.answer, iter(range(24))
+
+    def last_wrong(*arguments: Any) -> Prediction:
+        said = honest(*arguments)
+        is_last = next(count) == 23
+        return replace(said, probabilities=(*said.probabilities[:2], float("nan"))) if is_last else said
+
+    monkeypatch.setattr(compiler, "answer", last_wrong)
+    with pytest.raises(NotCompiled, match="differ by up to nan"):
+        compile_export(export, tmp_path / "x.onnx", open_probe)
+
+
 def test_the_proof_sees_another_network(compiled_demo: Path, compiled: Callable[[str], Path]) -> None:
     """The proof is of the graph: that of another learner with the same labels does not pass for the demo's."""
     card = read_card(compiled_demo)
-    assert prove(graph_of(compiled_demo), card, card.probes, ["x"] * 8, open_probe).same_labels == 8
+    asked = [
+        Asked("x", partial(bytes, probe.picture), Prediction(probe.success, tuple(p for _, p in probe.probabilities)))
+        for probe in card.probes
+    ]
+    assert prove(graph_of(compiled_demo), card, asked, open_probe) < 1e-5
     assert read_card(compiled("plain")).labels == card.labels
     other = replace(card, recipe=read_card(compiled("plain")).recipe)
     with pytest.raises(NotCompiled, match="another label"):
-        prove(graph_of(compiled("plain")), other, card.probes, ["x"] * 8, open_probe)
+        prove(graph_of(compiled("plain")), other, asked, open_probe)
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_factories(kind: str, tmp_path: Path) -> None:
+    """Learners as people make them, by each of fastai's factories and losses, from tables and lists too."""
+    card = compile_export(export_as_people_do(tmp_path / "it", kind), tmp_path / "x.onnx", open_probe)
+    assert card.proof.largest_difference < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["grey", "is_cat", "multi-label"])
@@ -145,6 +171,8 @@ def test_complaints(
 ) -> None:
     """What does not work ends with status 1 and one sentence, and leaves no file."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(40))
     (tmp_path / "twisted.pkl").write_bytes(b"\x80\x04N.")
     cases: list[tuple[list[Any], str]] = [
         ([tmp_path / "no.pkl"], "is not there"),
@@ -152,6 +180,13 @@ def test_complaints(
         ([export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "empty"], "there is no picture in"),
         ([export, "-o", tmp_path / "no" / "x.onnx"], "cannot be written"),
         ([export, "-o", export], "is the export itself"),
+        ([tmp_path / "gone.pkl", "-o", export], "gone.pkl is not there"),
+        (["."], "folder"),
+        ([export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "gone"], "gone is not a folder"),
+        (
+            [export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "broken"],
+            "broken.jpg cannot be used: the",
+        ),
         ([export, "-o", tmp_path / "empty"], "is a folder"),
     ]
     for arguments, sentence in cases:
@@ -176,6 +211,10 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Mon
                 return batch.mean((2, 3))
             return batch.amax((2, 3))
 
+    class Pair(nn.Module):  # type: ignore[misc]
+        def forward(self, batch: Any) -> Any:
+            return batch.mean((2, 3)), batch
+
     class Broad(nn.Module):  # type: ignore[misc]
         def forward(self, batch: Any) -> Any:
             return batch.mean(1)
@@ -184,5 +223,7 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Mon
     pipeline = understand(engine.learner, engine.mode)
     with pytest.raises(NotCompiled, match="the network cannot be traced"):
         compiler.trace(replace(pipeline, network=Fickle()), 3)
+    with pytest.raises(NotCompiled, match="the network cannot be traced"):
+        compiler.trace(replace(pipeline, network=Pair()), 3)
     with pytest.raises(NotCompiled, match=r"answers in the shape \(2, 64, 64\), not \(2, 10\)"):
         compiler.trace(replace(pipeline, network=Broad()), 10)

@@ -1,4 +1,4 @@
-"""Every kind of export, compiled, answers real photos as learner.predict does."""
+"""Every kind of export of today's fastai, compiled, answers real photos as learner.predict does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from pigeonhole.intake.pictures import open_probe
-from pigeonhole.model.engine import CompiledEngine
+from pigeonhole.model.known_answers import EXACT, FAST, furthest
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.predictor import Prediction
 from tests.conftest import EXPORT, ROOT
-from tests.model.compiled import load
+from tests.model.compiled import Ways, load
 
 FOLDER = ROOT / "tests" / "exports" / "fixtures" / "fastai-2.8.12"
 FIXTURES = [path.stem for path in sorted(FOLDER.glob("*.pkl"))]
-EXACT, FAST = 1e-4, 0.02
 EVERY = 4  # of the 341 validation photos, for the small exports
 
 
@@ -40,7 +39,7 @@ def compare(photos: list[Path], expected: list[Prediction], ask: Callable) -> Co
     return Compared(
         len(pairs),
         sum(answer.success != wanted.success for answer, wanted in pairs),
-        max(np.abs(np.subtract(answer.probabilities, wanted.probabilities)).max() for answer, wanted in pairs),
+        float(np.max([furthest(answer.probabilities, wanted.probabilities) for answer, wanted in pairs])),
     )
 
 
@@ -52,23 +51,18 @@ def reference(export: Path, photos: list[Path]) -> list[Prediction]:
     return answers
 
 
-def reruns(engine: CompiledEngine) -> float:
-    """The share of pictures that the guard sent the exact way."""
-    counts = {way: engine._answers.labels(way)._value.get() for way in ("fast", "rerun")}
-    return counts["rerun"] / max(1, sum(counts.values()))
-
-
 def check(path: Path, export: Path, photos: list[Path]) -> float:
     """Both precisions give every label of learner.predict's; return the share of guarded re-runs."""
     expected = reference(export, photos)
     exact = compare(photos, expected, load(path, "exact").predict)
     assert (exact.pictures, exact.other_labels) == (len(photos), 0)
     assert exact.largest_difference <= EXACT
-    engine = load(path)
-    auto = compare(photos, expected, engine.predict)
+    ways = Ways()
+    auto = compare(photos, expected, load(path, count=ways).predict)
     assert (auto.pictures, auto.other_labels) == (len(photos), 0)
     assert auto.largest_difference <= FAST
-    return reruns(engine)
+    assert sum(ways.values()) == len(photos)
+    return ways["rerun"] / len(photos)
 
 
 def test_the_demo(compiled_demo: Path, clothing: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.intake.pictures import open_probe
@@ -40,18 +39,25 @@ def exact_engine(path: Path, change: Callable[[np.ndarray], np.ndarray] = lambda
         def __call__(self, pixels: np.ndarray) -> np.ndarray:
             return network(np.ascontiguousarray(change(pixels)))
 
-    return CompiledEngine(read_card(path), Changed(), None, CollectorRegistry())
+    return CompiledEngine(read_card(path), Changed(), None)
+
+
+def has_bfloat16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_nothing_wrong(compiled_demo: Path) -> None:
     """The file as it was compiled passes, in both precisions."""
     assert load(compiled_demo, "exact").about["precision"] == "float32"
+    assert load(compiled_demo).way.startswith("in bfloat16" if has_bfloat16() else "in float32")
     check_exact(exact_engine(compiled_demo), open_probe)
 
 
 @pytest.mark.parametrize("place", [0, 1, 17, -2, -1])
 def test_a_flipped_weight(compiled_demo: Path, tmp_path: Path, place: int) -> None:
-    """One flipped bit of one weight, in the first layer, in the middle, in the last, and under a seal that fits."""
+    """A flipped exponent bit of a layer's largest weight (first, in the middle, last), under a seal that fits."""
     with pytest.raises(CompiledFileError, match=REFUSED):
         load(with_flipped_bit(compiled_demo, tmp_path / "x.onnx", place))
 
@@ -60,7 +66,7 @@ def test_swapped_labels(compiled_demo: Path, tmp_path: Path) -> None:
     """Any two labels swapped, whether a probe shows them or not."""
     engine = exact_engine(compiled_demo)
     for first, second in itertools.combinations(range(len(engine.labels)), 2):
-        wrong = CompiledEngine(swapped(engine.card, first, second), engine._exact, None, CollectorRegistry())
+        wrong = CompiledEngine(swapped(engine.card, first, second), engine.network, None)
         with pytest.raises(CompiledFileError, match=REFUSED):
             check_exact(wrong, open_probe)
     with pytest.raises(CompiledFileError, match=REFUSED):
@@ -109,12 +115,12 @@ def test_bfloat16_for_float32(fixture: str, compiled_demo: Path, compiled: Calla
     """Computing in bfloat16 where float32 was asked for, of whatever network."""
     import openvino
 
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not has_bfloat16():
         pytest.skip("this processor has no bfloat16")
     path = compiled_demo if fixture == "demo" else compiled(fixture)
     network = OpenVINONetwork(openvino.Core().read_model(path), "bfloat16", 1)
     with pytest.raises(CompiledFileError, match=REFUSED):
-        check_exact(CompiledEngine(read_card(path), network, None, CollectorRegistry()), open_probe)
+        check_exact(CompiledEngine(read_card(path), network, None), open_probe)
 
 
 class Off:
@@ -123,7 +129,7 @@ class Off:
     precision = "bfloat16"
 
     def __init__(self, engine: CompiledEngine, by: float) -> None:
-        self.network, self.by = engine._exact, by
+        self.network, self.by = engine.network, by
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         probabilities = self.network(pixels).astype(np.float64)
@@ -136,7 +142,7 @@ def test_the_bounds_follow_the_deviations(compiled_demo: Path, off: float) -> No
     """The bounds are multiples of the largest deviation of the fast way on the probes, and never below a least one."""
     engine = exact_engine(compiled_demo)
     exact = check_exact(engine, open_probe)
-    float32 = guard_of(engine, exact, engine._exact, open_probe)
+    float32 = guard_of(engine, exact, engine.network, open_probe)
     guard = guard_of(engine, exact, Off(engine, off), open_probe)
     assert float32 is not None
     assert guard is not None
@@ -153,6 +159,17 @@ def test_a_fast_way_that_is_too_far_off(compiled_demo: Path) -> None:
     assert guard_of(engine, exact, Off(engine, 0.3), open_probe) is None
     assert guard_of(engine, exact, Off(engine, np.nan), open_probe) is None
     assert FAST == 0.02
+
+
+def test_no_probe_that_can_be_shrunk(compiled_demo: Path) -> None:
+    """Where none of the probes shows what shrinking does, no photo is shrunk."""
+    engine = exact_engine(compiled_demo)
+    small = replace(engine.card, probes=tuple(probe for probe in engine.card.probes if len(probe.picture) < 60_000))
+    assert 0 < len(small.probes) < len(engine.card.probes)
+    engine = CompiledEngine(small, engine.network, None)
+    guard = guard_of(engine, check_exact(engine, open_probe), engine.network, open_probe)
+    assert guard is not None
+    assert guard.shrunk == np.inf
 
 
 def test_deviation() -> None:

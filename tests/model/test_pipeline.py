@@ -58,7 +58,9 @@ def test_batch_transforms(name: str, fastai: Any) -> None:
     from fasttransform import Pipeline
 
     torch = fastai.torch
-    pictures = torch.randint(0, 256, (3, 3, SIZE[1], SIZE[0]), dtype=torch.uint8)
+    pictures = torch.randint(
+        0, 256, (3, 3, SIZE[1], SIZE[0]), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     transforms = Pipeline([fastai.IntToFloatTensor(), *BATCHES[name](fastai)], split_idx=1)
     expected = transforms(TensorImage(pictures.clone()))
     batch = pictures
@@ -68,7 +70,7 @@ def test_batch_transforms(name: str, fastai: Any) -> None:
     assert type(batch) is torch.Tensor
     assert batch.shape == expected.shape
     assert (batch - expected).abs().max() < 1e-4
-    if "size" not in name and name in ("nothing else", "augment", "colours"):
+    if name in ("nothing else", "augment", "colours"):
         assert not any(isinstance(step, Resample) for step in steps)  # what changes nothing costs nothing
 
 

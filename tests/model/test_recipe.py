@@ -6,7 +6,6 @@ import io
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,16 @@ def test_no_detail_is_lost() -> None:
         assert open_probe(file).reduction(Recipe("RGB", (CropPad((10, 10)),)).shrinks_by) == 1
 
 
-def test_as_json(tmp_path: Path) -> None:
+def test_a_thin_picture() -> None:
+    """A JPEG so thin that nothing would be left of its short side is shrunk to one pixel there."""
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 7), "red").save(file, "JPEG")
+    photo, recipe = open_probe(file), Recipe("RGB", (Resize((224, 224), "pad"),))
+    assert photo.reduction(recipe.shrinks_by) == 8
+    assert recipe.apply(photo.decoded(8), photo.size).shape == (224, 224, 3)
+
+
+def test_as_json() -> None:
     """A recipe survives being written down, for every kind of step."""
     recipe = Recipe("L", (CropPad((3, 4), "border"), *STEPS))
     assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
