@@ -95,7 +95,7 @@ def test_the_first_start_compiles(start_server: StartServer, tmp_path: Path, one
         answers.append([post(server, photo) for photo in photos])
         assert server.stop() == 0
         log = server.log.read_text()
-        assert ("Compiling" in log, "same label as learner.predict        24 of 24" in log) == (first, first)
+        assert ("Compiling" in log, "same label as learner.predict" in log) == (first, first)
         assert "answers come from" in log
     assert answers[0] == answers[1]
     assert sorted(path.name for path in model.parent.iterdir()) == ["export.onnx", "export.pkl"]

@@ -152,8 +152,8 @@ def test_compile(tmp_path: Path) -> None:
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
     result = run(command.replace(".venv/bin/python", sys.executable), tmp_path, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^pictures +30, of which 6 yours$", result.stdout, re.M)
-    assert re.search(r"^same label as learner.predict +30 of 30$", result.stdout, re.M)
+    assert re.search(r"^pictures +\d+, of which 6 yours$", result.stdout, re.M)
+    assert re.search(r"^same label as learner.predict +(\d+) of \1$", result.stdout, re.M)
     assert (tmp_path / "export.onnx").stat().st_size > 20_000_000
 
 

@@ -59,7 +59,6 @@ TURNS_SIDEWAYS = (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
 Orientation = Literal["upright", "as-stored"]
 
 DCT_FACTORS = (2, 4, 8)  # by which libjpeg can shrink a picture while it decodes it
-OVERSAMPLING = 2  # pixels along each side that have to be left for every one needed
 
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two neighbouring levels of two and of four bits, in levels of eight
 
@@ -88,19 +87,30 @@ class Photo:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
+        width, height = self._stored
+        return (height, width) if self._turned in TURNS_SIDEWAYS else (width, height)
+
+    @cached_property
+    def _stored(self) -> tuple[int, int]:
         with self._opened() as image:
-            width, height = image.size
-            return (height, width) if self._turn(image) in TURNS_SIDEWAYS else (width, height)
+            return image.size
 
-    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
-        """By how much the decoder may shrink it along each side (1, 2, 4 or 8), leaving at least twice what is needed.
+    @cached_property
+    def _turned(self) -> Image.Transpose | None:
+        with self._opened() as image:
+            return self._turn(image)
 
-        `shrinks_by` says how many pixels of a picture of that size become one. Only JPEG's decoder can shrink.
+    def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
+        """By how much the decoder shrinks it along each side: the largest of 1, 2, 4 and 8 that is allowed.
+
+        `allows` is asked for the size and a factor. Only JPEG's decoder can shrink. Where a factor does not divide a
+        side, the last row or column of what is left stands for fewer pixels; a turn would put it first, where nobody
+        looks for it, so a photo that is turned is shrunk by divisors only.
         """
         if self._kind != "JPEG":
             return 1
-        most = shrinks_by(self.size) / OVERSAMPLING
-        return max((factor for factor in DCT_FACTORS if factor <= most), default=1)
+        factors = [factor for factor in DCT_FACTORS if self._turned is None or divides(factor, self.size)]
+        return max((factor for factor in factors if allows(self.size, factor)), default=1)
 
     def decoded(self, reduction: int = 1) -> Image.Image:
         """As 8-bit RGB; transparency lies over white.
@@ -143,6 +153,10 @@ class Photo:
 
 
 OWN = Limits(pixels=89_478_485, side=65_500)  # for pictures of our own: Pillow's and JPEG's largest
+
+
+def divides(factor: int, size: tuple[int, int]) -> bool:
+    return size[0] % factor == 0 == size[1] % factor
 
 
 def open_photo(file: IO[bytes], limits: Limits, orientation: Orientation = "upright") -> Photo:

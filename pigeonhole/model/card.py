@@ -129,8 +129,17 @@ def read_card(path: Path) -> Card:
             return Card.from_json(file.read(length).decode())
     except OSError as error:
         raise CompiledFileError(f"{path} cannot be read: {error.strerror}; {COMPILE}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CompiledFileError(f"{path} was made by another version of Pigeonhole; {COMPILE}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Does the file end as compiled files do? A damaged one may; a file of somebody else's does not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - SEAL_LENGTH, 0))
+        return SEAL_PATTERN.fullmatch(file.read()) is not None
 
 
 def sha256_of_file(path: Path) -> str:

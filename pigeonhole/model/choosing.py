@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pigeonhole.errors import CompiledFileError, ModelFileError
-from pigeonhole.model.card import COMPILE, Card, read_card, sha256_of_file
+from pigeonhole.model.card import COMPILE, Card, is_ours, read_card, sha256_of_file
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.export.container import check_file
 from pigeonhole.model.known_answers import OpenPhoto, Precision, load_compiled
@@ -97,7 +97,7 @@ def _learner(model: Model, reason: str) -> Engine:
 
 def why_not_compiled(model: Model) -> str | None:
     """What speaks against serving the compiled file; None if it is whole and belongs to the export."""
-    if not model.compiled.exists():
+    if not model.compiled.is_file():
         return f"{model.compiled} is not there"
     if model.is_compiled_only:
         _check_pin(model)
@@ -135,6 +135,9 @@ def compile_if_stale(model: Model, tell: Callable[[str], None]) -> None:
         return
     reason = why_not_compiled(model)
     if reason is None:
+        return
+    if model.compiled.exists() and not is_ours(model.compiled):
+        tell(f"{reason}. It is left alone; move it away, and {model.path} will be compiled.")
         return
     tell(f"{reason}. Compiling {model.path}:")
     command = [sys.executable, "-m", "pigeonhole", "compile", str(model.path), "-o", str(model.compiled)]

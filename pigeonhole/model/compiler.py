@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,15 +24,16 @@ import numpy as np
 
 from pigeonhole import __version__
 from pigeonhole.errors import CompiledFileError, FolderError, NotCompiled, PackagesMissing, RequestError
-from pigeonhole.model.card import Card, Probe, Proof, sha256_of_file, write_compiled
+from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, write_compiled
 from pigeonhole.model.doctor import notebook_beside
-from pigeonhole.model.engine import OpenVINONetwork, answer
+from pigeonhole.model.engine import OpenVINONetwork, answer, margin
 from pigeonhole.model.export.container import check_file
 from pigeonhole.model.known_answers import EXACT, OpenPhoto, furthest
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.pipeline import Pipeline, understand
 from pigeonhole.model.predictor import Photo, Prediction
-from pigeonhole.model.probes import candidates, most_telling
+from pigeonhole.model.probes import blends, candidates, most_telling
+from pigeonhole.model.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,8 @@ OPSET = 20  # of ONNX
 INPUT, OUTPUT = "pictures", "probabilities"
 PACKAGES = ("fastai", "timm", "torch", "torchvision", "onnx", "onnxscript", "openvino", "numpy", "pillow")
 NAMED = 5  # pictures whose answer differs that a refusal names
+
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Progress = Callable[[str], None]
 
@@ -69,25 +73,23 @@ def compile_export(
     check_file(export)
     _check_place(output, export)
     tell(f"opening {export}")
+    notebook = notebook_beside(export)
+    notebook_sha256 = sha256_of_file(notebook) if notebook else None
     engine = open_learner(export, sha256, allowed)
     pipeline = understand(engine.learner, engine.mode)
     tell(f"understood: {pipeline.recipe}; {', '.join(map(str, pipeline.batch))}; {pipeline.activation}")
-    built_in = candidates(pipeline.recipe)
-    sources: list[tuple[str, Callable[[], bytes]]] = [
-        (f"built-in picture {number}", partial(bytes, picture)) for number, picture in enumerate(built_in)
-    ]
-    sources += [(str(photo), photo.read_bytes) for photo in photos]
-    tell(f"asking learner.predict about {len(sources)} pictures")
+    tell("asking learner.predict about pictures of ours" + (f" and {len(photos)} of yours" if photos else ""))
     with _nothing_random():
-        asked = [_asked(engine, open_photo, *source) for source in sources]
+        built_in = _ask_about_ours(engine, open_photo, pipeline.recipe)
+        asked = [*built_in, *(_asked(engine, open_photo, str(photo), photo.read_bytes) for photo in photos)]
     tell("tracing the network")
     graph = trace(pipeline, len(engine.labels))
     unproven = Card(
         labels=engine.labels,
         recipe=pipeline.recipe,
         threshold=pipeline.threshold,
-        source=sha256_of_file(export),
-        notebook=sha256_of_file(notebook) if (notebook := notebook_beside(export)) else None,
+        source=engine.about["model_sha256"],  # of the bytes that were opened
+        notebook=notebook_sha256,
         proof=Proof(0, 0, 0.0),
         probes=(),
         versions=_versions(),
@@ -95,7 +97,12 @@ def compile_export(
     tell("proving")
     largest = prove(graph, unproven, asked, open_photo)
     probes = [_probe(engine, answered) for answered in asked[: len(built_in)]]
-    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=most_telling(probes))
+    kept = most_telling(
+        probes,
+        is_large=lambda probe: open_photo(io.BytesIO(probe.picture)).reduction(pipeline.recipe.allows_shrinking) > 1,
+        certainty=lambda probe: margin(np.array([value for _, value in probe.probabilities]), pipeline.threshold),
+    )
+    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=kept)
     write_compiled(output, graph, card)
     return card
 
@@ -159,6 +166,20 @@ def _asked(engine: LearnerEngine, open_photo: OpenPhoto, name: str, read: Callab
         raise FolderError(f"{name} cannot be used: {error}") from error
 
 
+def _ask_about_ours(engine: LearnerEngine, open_photo: OpenPhoto, recipe: Recipe) -> list[Asked]:
+    """Built-in pictures, and blends of them that the learner finds hard to tell."""
+
+    def ask(name: str, picture: bytes) -> Asked:
+        return _asked(engine, open_photo, name, partial(bytes, picture))
+
+    asked = [ask(f"built-in picture {number}", picture) for number, picture in enumerate(candidates(recipe))]
+    blended = blends(
+        [(picture.read(), picture.said.success) for picture in asked],
+        ask=lambda picture: ask("a blend", picture).said.success,
+    )
+    return asked + [ask(f"built-in blend {number}", picture) for number, picture in enumerate(blended)]
+
+
 def _probe(engine: LearnerEngine, asked: Asked) -> Probe:
     probabilities = zip(engine.labels, asked.said.probabilities, strict=True)
     return Probe(asked.read(), asked.said.success, tuple(probabilities))
@@ -201,7 +222,7 @@ def trace(pipeline: Pipeline, labels: int) -> bytes:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+    return TERMINAL_COLOURS.sub("", next(iter(str(error).strip().splitlines()), ""))
 
 
 def _graph_of(pipeline: Pipeline) -> Any:
@@ -265,8 +286,8 @@ def _check_place(output: Path, export: Path) -> None:
     """Before minutes are spent, look whether the file can go there."""
     if output.is_dir():
         raise CompiledFileError(f"{output} is a folder; name a file in it.")
-    if output.exists() and output.samefile(export):
-        raise CompiledFileError(f"{output} is the export itself; name another file.")
+    if output.exists() and not is_ours(output):
+        raise CompiledFileError(f"{output} is there, and was not made by this command; move it away, or use -o.")
     if not os.access(output.parent, os.W_OK):
         raise CompiledFileError(f"{output} cannot be written: its folder is not there, or not writable.")
 

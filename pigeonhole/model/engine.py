@@ -26,7 +26,9 @@ NAMES = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's, of the precisions
 NumberFormat = Literal["float32", "bfloat16"]
 THREADS_A_STREAM = 2  # on two cores: the throughput of two streams of one thread, and half the time for one picture
 WAYS = ("fast", "exact", "rerun")  # the guard sent a rerun on to the exact way
-NEVER_ZERO = 1e-12  # what a probability is at least, for its logarithm
+SAFETY = 5  # times the largest deviation seen
+TOLERANCE = 0.02  # of a probability on the fast way
+NEVER_ZERO = 1e-37  # about the smallest float32; what a probability is at least, for its logarithm
 NEVER_ONE = 1 - 2.0**-24  # the last float32 before 1; a sigmoid that says 1 may mean less
 
 
@@ -84,10 +86,11 @@ class OpenVINONetwork:
 
 @dataclass(frozen=True)
 class Guard:
-    """Decides whether an answer of the fast way may count: its margin has to be larger than a bound, in log-odds.
+    """Decides whether an answer of the fast way may count.
 
-    There is one bound for pictures that were decoded whole and one for those that were shrunk; see `known_answers` for
-    where they come from.
+    `whole` and `shrunk` are the largest deviations that were seen of the fast way, in log-odds, on pictures that were
+    decoded whole and on shrunk ones; see `known_answers`. The margin has to be `SAFETY` times that, so that no label
+    changes. Nor may a probability be where that much moves it by more than `TOLERANCE`: p moves by p(1-p) times it.
     """
 
     whole: float
@@ -95,7 +98,9 @@ class Guard:
     threshold: float | None
 
     def admits(self, probabilities: np.ndarray, reduction: int) -> bool:
-        return margin(probabilities, self.threshold) > (self.whole if reduction == 1 else self.shrunk)
+        deviation = self.whole if reduction == 1 else self.shrunk
+        moved = float((probabilities * (1 - probabilities)).max()) * deviation
+        return moved <= TOLERANCE and margin(probabilities, self.threshold) > SAFETY * deviation
 
 
 def log_odds(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
@@ -150,14 +155,14 @@ class CompiledEngine:
         if self._fast is None:
             return "in float32"
         guard = self._fast.guard
-        bounds = f"{guard.whole:.2g} (shrunk photos: {guard.shrunk:.2g})"
+        bounds = f"{SAFETY * guard.whole:.2g} (shrunk photos: {SAFETY * guard.shrunk:.2g})"
         return f"in {self._fast.network.precision} where the margin is over {bounds}, else in float32"
 
     def predict(self, photo: Photo) -> Prediction:
         if self._fast is None:
             return self._counted("exact", self.exactly(photo))
         may_shrink = math.isfinite(self._fast.guard.shrunk)
-        reduction = photo.reduction(self.card.recipe.shrinks_by) if may_shrink else 1
+        reduction = photo.reduction(self.card.recipe.allows_shrinking) if may_shrink else 1
         if reduction == 1 and self._fast.network is self.network:
             return self._counted("exact", self.exactly(photo))
         pixels = self.pixels(photo, reduction)

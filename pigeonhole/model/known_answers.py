@@ -11,9 +11,9 @@ is 25 times smaller at 99 % than at 50 %, so the deviations of certain pictures 
 
 What was measured, in bfloat16 on an AMD EPYC (AVX-512), with 13 learners (ResNet-34, SE-xResNet-34, and small networks
 of fastai and timm, whose 64 pixels let photos be shrunk) and 341 validation photos of ten kinds of clothing: the
-largest deviation of a label within 1 of the best, as only these can overtake it, was 0.7 to 2.6 times the largest
-deviation on the eight probes. `SAFETY` is about twice the worst of that, so a label can change only where an error is
-twice as large as any that was seen. No answer that passed the guard had another label than the exact one.
+largest deviation of a label within 1 of the best, as only these can overtake it, was MEASURED times the largest
+deviation on the eight probes. `engine.SAFETY` is about twice the worst of that, so a label can change only where an
+error is twice as large as any that was seen. No answer that passed the guard had another label than the exact one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ import numpy as np
 from pigeonhole.errors import CompiledFileError, PackagesMissing
 from pigeonhole.model.card import COMPILE, Card, Probe, read_card
 from pigeonhole.model.cores import usable_cores
-from pigeonhole.model.engine import CompiledEngine, FastWay, Guard, Network, OpenVINONetwork, answer, log_odds
+from pigeonhole.model.engine import (
+    TOLERANCE,
+    CompiledEngine,
+    FastWay,
+    Guard,
+    Network,
+    OpenVINONetwork,
+    answer,
+    log_odds,
+)
 from pigeonhole.model.predictor import Photo, Prediction
 
 log = logging.getLogger(__name__)
@@ -39,10 +48,12 @@ OpenPhoto = Callable[[IO[bytes]], Photo]
 Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
-FAST = 0.02  # the same on the fast way
-SAFETY = 5  # times the largest deviation seen
+FAST = TOLERANCE
+LOG_ODDS = 0.01  # the same as EXACT for certain answers, whose probabilities hardly move; and a thousandth of log p
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
-NEAR = 2.0  # log-odds; a label 7 times less probable than the best
+NEAR = 2.0  # log-odds; a label 7 times less probable than the best, or than the threshold
+ENOUGH = 3  # probes that have a label so near; fewer tell nothing about the doubtful pictures of other people
+ENOUGH_SHRUNK = 1
 
 
 def load_compiled(
@@ -65,6 +76,8 @@ def load_compiled(
     except ImportError as error:
         raise PackagesMissing("openvino is not installed here; `make serve` installs it.") from error
     card = read_card(path)
+    if not (card.probes and card.labels):
+        raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
     core, cores = openvino.Core(), max(1, usable_cores() // workers)
     try:
         model = core.read_model(path)
@@ -80,11 +93,11 @@ def load_compiled(
         has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
         guard = guard_of(exact, answers, network, open_photo)
-    except RuntimeError:
+    except Exception:  # of OpenVINO
         log.warning("the fast way of %s does not run on this machine; it is not used", path, exc_info=True)
         return exact
     if guard is None:
-        log.warning("the fast way of %s is too far off on this machine; it is not used", path)
+        log.warning("the fast way of %s is too far off on this machine, or cannot be judged; it is not used", path)
         return exact
     return CompiledEngine(card, exact.network, FastWay(network, guard), count)
 
@@ -100,7 +113,7 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
         prediction = engine.exactly(open_photo(io.BytesIO(probe.picture)))
         predictions.append(prediction)
         off = difference(prediction, engine.card, probe)
-        if prediction.success != probe.success or not off <= EXACT:
+        if prediction.success != probe.success or not agree(prediction, probe, engine.card.threshold) or off > EXACT:
             raise CompiledFileError(
                 f"on this machine the compiled model does not give the answers that it was proven with: "
                 f"{prediction.success} instead of {probe.success} for a probe, probabilities off by {off:.2g}; "
@@ -114,35 +127,45 @@ def guard_of(
 ) -> Guard | None:
     """Ask the fast way too, and derive the guard's bounds from how far it is from what was said `exact`ly.
 
-    None if it is too far off for any guard. Where no probe can be shrunk, no photo may be.
+    None if it is too far off for any guard, or too few probes are doubtful. Where no doubtful probe can be shrunk, no
+    photo may be.
     """
     card = engine.card
-    whole: list[float] = [SMALLEST]
+    whole: list[float] = []
     shrunk: list[float] = []
     for probe, prediction in zip(card.probes, exact, strict=True):
         photo, expected = open_photo(io.BytesIO(probe.picture)), np.array(prediction.probabilities)
-        factor = photo.reduction(card.recipe.shrinks_by)
+        factor = photo.reduction(card.recipe.allows_shrinking)
         for reduction, deviations in ((1, whole), (factor, shrunk)) if factor > 1 else ((1, whole),):
             fast = network(engine.pixels(photo, reduction))
             if not difference(answer(card, fast), card, probe) <= FAST:
                 return None
-            deviations.append(deviation(expected, fast, card.threshold))
-    largest = max(whole)
-    return Guard(SAFETY * largest, SAFETY * max(largest, *shrunk) if shrunk else math.inf, card.threshold)
+            deviations += deviation(expected, fast, card.threshold)
+    if len(whole) < ENOUGH and len(card.labels) > 1:
+        return None
+    largest = max((SMALLEST, *whole))
+    return Guard(largest, max(largest, *shrunk) if len(shrunk) >= ENOUGH_SHRUNK else math.inf, card.threshold)
 
 
-def deviation(exact: np.ndarray, fast: np.ndarray, threshold: float | None) -> float:
-    """How far the fast way moved what decides the answer, in log-odds.
+def deviation(exact: np.ndarray, fast: np.ndarray, threshold: float | None) -> list[float]:
+    """How far the fast way moved what decides the answer, in log-odds: one number, or none if the answer is certain.
 
-    Labels that exclude each other count against the best one. Rounding errors are relative, so what a label far from
-    being the answer was moved by (or far from the threshold) counts for what it would be at `NEAR`.
+    Labels that exclude each other count against the best one, and only where they are `NEAR` it (or the threshold):
+    rounding errors are relative, so what a certain answer was moved by says nothing about a doubtful one.
     """
     before, after = log_odds(exact, threshold), log_odds(fast, threshold)
     if threshold is None:
         best = int(before.argmax())
-        before, after = before - before[best], after - after[best]
-    nearness = NEAR / np.maximum(np.abs(before), NEAR)
-    return float((np.abs(before - after) * nearness).max())
+        before, after = np.delete(before - before[best], best), np.delete(after - after[best], best)
+    near = np.abs(before) < NEAR
+    return [float(np.abs(before - after)[near].max())] if near.any() else []
+
+
+def agree(prediction: Prediction, probe: Probe, threshold: float | None) -> bool:
+    """Is what decides the answer, too, what learner.predict has? Of certain answers probabilities alone hardly tell."""
+    expected = log_odds(np.array([probability for _, probability in probe.probabilities]), threshold)
+    found = log_odds(np.array(prediction.probabilities), threshold)
+    return bool((np.abs(found - expected) <= LOG_ODDS + np.abs(expected) / 1000).all())
 
 
 def difference(prediction: Prediction, card: Card, probe: Probe) -> float:

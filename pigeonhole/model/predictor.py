@@ -36,8 +36,8 @@ class Photo(Protocol):
     def size(self) -> tuple[int, int]:
         """Width and height, upright, in pixels."""
 
-    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
-        """By how much the decoder may shrink it, so that `shrinks_by(size)` still halves what it gives; 1 for not."""
+    def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
+        """By how much the decoder shrinks it, of what is allowed for its size; 1 for not at all."""
 
     def decoded(self, reduction: int = 1) -> Image: ...
 
@@ -52,7 +52,7 @@ class Shown:
     def size(self) -> tuple[int, int]:
         return self.picture.size
 
-    def reduction(self, shrinks_by: Callable[[tuple[int, int]], float]) -> int:
+    def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
         return 1
 
     def decoded(self, reduction: int = 1) -> Image:

@@ -9,7 +9,7 @@ when a weight, a filter or a channel is wrong; a certain one hardly does.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -20,12 +20,15 @@ from pigeonhole.model.recipe import Recipe, Size
 CANDIDATES = 24
 KEPT = 8
 KEPT_LARGE = 2
+BISECTIONS = 5
 SEED = 20261121
 # of the smallest picture that is not enlarged: phones' shapes, landscape and upright, wide, square, hardly large enough
 SHAPES = ((1.6, 1.2), (1.2, 1.6), (2.4, 1.35), (1.0, 1.0), (1.1, 2.0), (3.1, 2.3))
 LARGE_EVERY = 8
 LARGE = (4.6, 4.3)  # so large that a JPEG decoder may shrink it by two and leave twice what is needed
 QUALITY = 88
+Answer = str | list[str]
+
 LARGEST_SIDE = 4096  # pixels; a probe of a learner of huge pictures
 
 
@@ -39,21 +42,43 @@ def candidates(recipe: Recipe) -> list[bytes]:
     return pictures
 
 
-def most_telling(probes: Sequence[Probe]) -> tuple[Probe, ...]:
-    """The probes to keep: large ones first, then those with the most doubtful answers, of different labels if possible.
+def blends(asked: Sequence[tuple[bytes, Answer]], ask: Callable[[bytes], Answer]) -> list[bytes]:
+    """Pictures between two of `asked` (the candidates, and the answers) at which the answer is about to change.
 
-    Doubt is the largest probability times what is missing to one, summed over labels if several may hold.
+    They are found by bisection, so that there is something to doubt also for a learner that is certain of all
+    candidates. For one that gives them all the same answer there is nothing between.
     """
-    large = sorted(probes[::LARGE_EVERY], key=_doubt, reverse=True)[:KEPT_LARGE]
-    others = sorted((probe for probe in probes if probe not in large), key=_doubt, reverse=True)
+    firsts = [*asked[::LARGE_EVERY][:KEPT_LARGE], *asked[1:LARGE_EVERY]]
+    found = []
+    for number, (picture, success) in enumerate(firsts):
+        partners = [other for other, answer in asked if answer != success]
+        if partners:
+            found.append(_between(picture, success, partners[number % len(partners)], ask))
+    return found
+
+
+def _between(here: bytes, answer: Answer, there: bytes, ask: Callable[[bytes], Answer]) -> bytes:
+    """The last blend that still gets the `answer` of `here`."""
+    first = Image.open(io.BytesIO(here))
+    last = Image.open(io.BytesIO(there)).resize(first.size)
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        share = (low + high) / 2
+        is_as_here = ask(_jpeg(Image.blend(first, last, share))) == answer
+        low, high = (share, high) if is_as_here else (low, share)
+    return _jpeg(Image.blend(first, last, low))
+
+
+def most_telling(
+    probes: Sequence[Probe], is_large: Callable[[Probe], bool], certainty: Callable[[Probe], float]
+) -> tuple[Probe, ...]:
+    """The probes to keep: large ones first, then those of the least `certainty`, of different labels if possible."""
+    doubtful = sorted(probes, key=certainty)
+    large = [probe for probe in doubtful if is_large(probe)][:KEPT_LARGE]
+    others = [probe for probe in doubtful if probe not in large]
     of_each_label = {str(probe.success): probe for probe in reversed(others)}.values()
-    kept = [*large, *sorted(of_each_label, key=_doubt, reverse=True)[: KEPT // 2]]
+    kept = [*large, *sorted(of_each_label, key=certainty)[: KEPT // 2]]
     return (*kept, *(probe for probe in others if probe not in kept))[:KEPT]
-
-
-def _doubt(probe: Probe) -> float:
-    probabilities = [probability for _, probability in probe.probabilities]
-    return sum(probability * (1 - probability) for probability in probabilities)
 
 
 def _size(recipe: Recipe, shape: tuple[float, float]) -> Size:

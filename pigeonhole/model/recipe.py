@@ -21,6 +21,7 @@ Method = Literal["crop", "squish", "pad"]
 PadMode = Literal["zeros", "border", "reflection"]
 
 NUMPYS_PAD_MODES = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
+OVERSAMPLING = 2  # pixels along each side that have to be left for every one needed
 MIDDLE = 0.5  # where a validation crop lies, of the room there is
 
 
@@ -183,8 +184,17 @@ class Recipe:
         return size
 
     def shrinks_by(self, size: Size) -> float:
-        """How much a picture of `size` may be shrunk beforehand, along each side, before detail gets lost."""
+        """How many pixels of a picture of `size` become one, along each side."""
         return self.steps[0].shrinks_by(size) if self.steps else 1.0
+
+    def allows_shrinking(self, size: Size, factor: int) -> bool:
+        """May a picture of `size` be shrunk by `factor` beforehand? At least twice the needed pixels have to be left.
+
+        Padding is made of whole pixels, so there the factor has to divide the sides.
+        """
+        pads = any(getattr(step, "method", "") == "pad" for step in self.steps[:1])
+        divides = size[0] % factor == 0 == size[1] % factor
+        return self.shrinks_by(size) >= OVERSAMPLING * factor and (divides or not pads)
 
     def apply(self, picture: Image.Image, full: Size | None = None) -> np.ndarray:
         """uint8, height × width × channels, of an RGB `picture`; `full` is its size where decoding shrank it."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pigeonhole.errors import BrokenImage, ModelFault
 from pigeonhole.intake.pictures import open_photo, open_probe
-from pigeonhole.model.engine import CompiledEngine, FastWay, Guard, OpenVINONetwork, margin
+from pigeonhole.model.engine import SAFETY, CompiledEngine, FastWay, Guard, OpenVINONetwork, margin
 from pigeonhole.model.predictor import Prediction, Predictor, Shown
 from pigeonhole.model.recipe import Recipe, Resize
 from tests.conftest import LIMITS, encoded
@@ -42,7 +42,7 @@ class Says:
 
 def engine(exact: Says, fast: Says | None = None, bound: float = 0.2, threshold: float | None = None) -> CompiledEngine:
     card = replace(EXCLUSIVE, threshold=threshold)
-    way = FastWay(fast, Guard(bound, 2 * bound, threshold)) if fast else None  # type: ignore[arg-type]
+    way = FastWay(fast, Guard(bound / SAFETY, 2 * bound / SAFETY, threshold)) if fast else None  # type: ignore[arg-type]
     return CompiledEngine(card, exact, way, Ways())  # type: ignore[arg-type]
 
 
@@ -82,6 +82,14 @@ def test_a_shrunk_photo_needs_a_larger_margin() -> None:
     asked.predict(GREY)
     asked.predict(open_photo(io.BytesIO(large_jpeg()), LIMITS))
     assert ways(asked) == {"fast": 1, "rerun": 1}
+
+
+def test_a_probability_that_may_move_too_far() -> None:
+    """Where the deviation would move a probability in the middle by more than 0.02, the margin alone is not enough."""
+    admits = Guard(whole=0.1, shrunk=0.1, threshold=None).admits
+    middle, clear = np.array([0.6, 0.1, 0.1, 0.1, 0.1]), np.array([0.8, 0.05, 0.05, 0.05, 0.05])
+    assert margin(middle, None) > 0.5
+    assert (admits(middle, 1), admits(clear, 1)) == (False, True)
 
 
 def test_margin() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +17,14 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card
 from pigeonhole.model.compiler import trace
 from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
-from pigeonhole.model.known_answers import FAST, NEAR, SAFETY, SMALLEST, check_exact, deviation, guard_of
+from pigeonhole.model.known_answers import FAST, SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
+from pigeonhole.model.predictor import Prediction
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
 from tests.conftest import EXPORT
 from tests.model.compiled import load, rewritten, swapped, with_flipped_bit
+from tests.model.test_engine import Says
 from tests.model.test_exports_compiled import FIXTURES
 
 REFUSED = "does not give the answers that it was proven with"
@@ -146,10 +149,10 @@ def test_the_bounds_follow_the_deviations(compiled_demo: Path, off: float) -> No
     guard = guard_of(engine, exact, Off(engine, off), open_probe)
     assert float32 is not None
     assert guard is not None
-    assert float32.whole == SAFETY * SMALLEST < float32.shrunk  # what is decoded whole is exact there
-    assert guard.whole == pytest.approx(SAFETY * max(off, SMALLEST), rel=1e-3)
-    assert abs(guard.shrunk - float32.shrunk) <= SAFETY * off + 1e-6
-    assert guard.shrunk >= guard.whole - 1e-6 or off < SMALLEST
+    assert float32.whole == SMALLEST < float32.shrunk  # what is decoded whole is exact there
+    assert guard.whole == pytest.approx(max(off, SMALLEST), rel=1e-3)
+    assert abs(guard.shrunk - float32.shrunk) <= off + 1e-6
+    assert guard.shrunk >= guard.whole
 
 
 def test_a_fast_way_that_is_too_far_off(compiled_demo: Path) -> None:
@@ -172,14 +175,31 @@ def test_no_probe_that_can_be_shrunk(compiled_demo: Path) -> None:
     assert guard.shrunk == np.inf
 
 
+def test_too_few_probes_that_are_doubtful(compiled_demo: Path) -> None:
+    """Probes of which the model is certain say nothing about the fast way; then there is none."""
+    engine = exact_engine(compiled_demo)
+    certain = CompiledEngine(engine.card, Says([1 - 9e-6, *[1e-6] * 9]), None)  # type: ignore[arg-type]
+    exact = [certain.exactly(open_probe(io.BytesIO(probe.picture))) for probe in engine.card.probes]
+    said = tuple(zip(engine.labels, exact[0].probabilities, strict=True))
+    card = replace(engine.card, probes=tuple(replace(probe, probabilities=said) for probe in engine.card.probes))
+    certain = CompiledEngine(card, certain.network, None)
+    assert guard_of(certain, exact, certain.network, open_probe) is None
+
+
+def test_certain_answers_count_too(compiled_demo: Path) -> None:
+    """Of an answer that is certain, log-odds tell what probabilities hide: 1e-9 is not 1e-7."""
+    probe = replace(read_card(compiled_demo).probes[0], probabilities=(("a", 1.0), ("b", 1e-9)))
+    assert agree(Prediction("a", (1.0, 1.001e-9)), probe, None)
+    assert not agree(Prediction("a", (1.0, 1e-7)), probe, None)
+    assert not agree(Prediction("a", (1.0, float("nan"))), probe, None)
+
+
 def test_deviation() -> None:
-    """How far what decides was moved, in log-odds: against the best label, or against the threshold."""
+    """How far what decides was moved, in log-odds: against the best label or the threshold, where that is near."""
     exact, fast = np.array([0.5, 0.4, 0.1]), np.array([0.48, 0.42, 0.1])
-    assert deviation(exact, fast, None) == pytest.approx(np.log(0.5 / 0.4) - np.log(0.48 / 0.42))
-    far, moved = np.array([0.7, 0.3 - 1e-6, 1e-6]), np.array([0.7, 0.3 - 2e-6, 2e-6])
-    distance = np.log(0.7 / 1e-6)
-    assert deviation(far, moved, None) == pytest.approx(
-        np.log(2) * NEAR / distance, rel=1e-3
-    )  # far away, so it counts less
-    assert deviation(np.array([0.5, 0.2]), np.array([0.6, 0.2]), 0.3) == pytest.approx(np.log(0.6 / 0.4))
-    assert deviation(np.array([1.0]), np.array([1.0]), None) == 0
+    assert deviation(exact, fast, None) == [pytest.approx(np.log(0.5 / 0.4) - np.log(0.48 / 0.42))]
+    far, moved = np.array([0.6, 0.3, 1e-6]), np.array([0.6, 0.3, 1e-5])
+    assert deviation(far, moved, None) == [0]  # the third label is too far away to matter
+    assert deviation(np.array([0.999, 9e-4, 1e-4]), np.array([0.998, 1.9e-3, 1e-4]), None) == []
+    assert deviation(np.array([0.5, 0.2]), np.array([0.6, 0.2]), 0.3) == [pytest.approx(np.log(0.6 / 0.4))]
+    assert deviation(np.array([1.0]), np.array([1.0]), None) == []

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pigeonhole.intake.pictures import open_probe
+from pigeonhole.intake.pictures import open_photo, open_probe
 from pigeonhole.model.pipeline import ITEM_STEPS
 from pigeonhole.model.recipe import CropPad, RandomResizedCrop, RatioResize, Recipe, Resize, Step
 from pigeonhole.model.torch_ready import import_torch
+from tests.conftest import LIMITS
 
 SIZES = [(300, 200), (200, 300), (97, 61), (64, 64), (65, 64), (40, 30), (500, 20), (31, 7), (1000, 999)]
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
@@ -85,7 +86,10 @@ def test_shrunk_while_decoded(step: Step, size: tuple[int, int]) -> None:
     file = io.BytesIO()
     noise((size[0] // 16, size[1] // 16)).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
     photo, recipe = open_probe(file), Recipe("RGB", (step,))
-    reduction = photo.reduction(recipe.shrinks_by)
+    reduction = photo.reduction(recipe.allows_shrinking)
+    if getattr(step, "method", "") == "pad" and size != (640, 480):
+        assert reduction == 1  # padding is made of whole pixels
+        return
     assert reduction > 1
     whole = recipe.apply(photo.decoded()).astype(int)
     shrunk = recipe.apply(photo.decoded(reduction), photo.size).astype(int)
@@ -103,8 +107,8 @@ def test_no_detail_is_lost() -> None:
     for side, factor in ((399, 1), (400, 2), (799, 2), (800, 4), (1600, 8), (5000, 8)):
         file = io.BytesIO()
         Image.new("RGB", (side, side + 50)).save(file, "JPEG")
-        assert open_probe(file).reduction(recipe.shrinks_by) == factor, side
-        assert open_probe(file).reduction(Recipe("RGB", (CropPad((10, 10)),)).shrinks_by) == 1
+        assert open_probe(file).reduction(recipe.allows_shrinking) == factor, side
+        assert open_probe(file).reduction(Recipe("RGB", (CropPad((10, 10)),)).allows_shrinking) == 1
 
 
 def test_a_thin_picture() -> None:
@@ -112,8 +116,25 @@ def test_a_thin_picture() -> None:
     file = io.BytesIO()
     Image.new("RGB", (4000, 7), "red").save(file, "JPEG")
     photo, recipe = open_probe(file), Recipe("RGB", (Resize((224, 224), "pad"),))
-    assert photo.reduction(recipe.shrinks_by) == 8
+    assert photo.reduction(recipe.allows_shrinking) == 1  # padding is made of whole pixels
     assert recipe.apply(photo.decoded(8), photo.size).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_shrunk_and_turned(orientation: int) -> None:
+    """A photo that is turned is shrunk only by what divides its sides, so that its edges lie where they should."""
+    recipe = Recipe("RGB", (RandomResizedCrop((64, 64), (64, 64)),))
+    for size, factor in (((1601, 1201), 1), ((1602, 1202), 2), ((1604, 1204), 4), ((1600, 1200), 8)):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        noise((40, 30)).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95, exif=exif)
+        photo = open_photo(file, LIMITS)
+        reduction = photo.reduction(recipe.allows_shrinking)
+        assert reduction == (8 if orientation == 1 else factor)
+        whole = recipe.apply(photo.decoded()).astype(int)
+        shrunk = recipe.apply(photo.decoded(reduction), photo.size).astype(int)
+        assert np.abs(whole - shrunk).mean() < 1.5
 
 
 def test_as_json() -> None:
