@@ -28,11 +28,11 @@ from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, w
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer, margin
 from pigeonhole.model.export.container import check_file
-from pigeonhole.model.known_answers import EXACT, OpenPhoto, furthest
+from pigeonhole.model.known_answers import EXACT, OpenPhoto, deviation, furthest
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.pipeline import Pipeline, understand
 from pigeonhole.model.predictor import Photo, Prediction
-from pigeonhole.model.probes import blends, candidates, most_telling
+from pigeonhole.model.probes import Judged, blends, candidates, most_telling
 from pigeonhole.model.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -96,13 +96,8 @@ def compile_export(
     )
     tell("proving")
     largest = prove(graph, unproven, asked, open_photo)
-    probes = [_probe(engine, answered) for answered in asked[: len(built_in)]]
-    kept = most_telling(
-        probes,
-        is_large=lambda probe: open_photo(io.BytesIO(probe.picture)).reduction(pipeline.recipe.allows_shrinking) > 1,
-        certainty=lambda probe: margin(np.array([value for _, value in probe.probabilities]), pipeline.threshold),
-    )
-    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=kept)
+    judged = [_judged(picture, engine, pipeline, open_photo) for picture in built_in]
+    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=most_telling(judged))
     write_compiled(output, graph, card)
     return card
 
@@ -180,9 +175,21 @@ def _ask_about_ours(engine: LearnerEngine, open_photo: OpenPhoto, recipe: Recipe
     return asked + [ask(f"built-in blend {number}", picture) for number, picture in enumerate(blended)]
 
 
-def _probe(engine: LearnerEngine, asked: Asked) -> Probe:
-    probabilities = zip(engine.labels, asked.said.probabilities, strict=True)
-    return Probe(asked.read(), asked.said.success, tuple(probabilities))
+def _judged(asked: Asked, engine: LearnerEngine, pipeline: Pipeline, open_photo: OpenPhoto) -> Judged:
+    """What the picture is worth as a probe. torch has bfloat16 on any processor, if slowly."""
+    import torch
+
+    photo = open_photo(io.BytesIO(asked.read()))
+    pixels = torch.from_numpy(pipeline.recipe.apply(photo.decoded())[None].copy())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast = _graph_of(pipeline)(pixels)[0].float().numpy()
+    exact = np.array(asked.said.probabilities)
+    return Judged(
+        probe=Probe(asked.read(), asked.said.success, tuple(zip(engine.labels, asked.said.probabilities, strict=True))),
+        is_large=photo.reduction(pipeline.recipe.allows_shrinking) > 1,
+        margin=margin(exact, pipeline.threshold),
+        deviation=max(deviation(exact, fast, pipeline.threshold), default=0.0),
+    )
 
 
 def trace(pipeline: Pipeline, labels: int) -> bytes:

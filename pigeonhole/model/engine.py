@@ -27,7 +27,7 @@ NumberFormat = Literal["float32", "bfloat16"]
 THREADS_A_STREAM = 2  # on two cores: the throughput of two streams of one thread, and half the time for one picture
 WAYS = ("fast", "exact", "rerun")  # the guard sent a rerun on to the exact way
 SAFETY = 5  # times the largest deviation seen
-TOLERANCE = 0.02  # of a probability on the fast way
+RELATIVE = 0.01  # of the range of log-odds; bfloat16 is off by up to 2**-9 at each of a network's many roundings
 NEVER_ZERO = 1e-37  # about the smallest float32; what a probability is at least, for its logarithm
 NEVER_ONE = 1 - 2.0**-24  # the last float32 before 1; a sigmoid that says 1 may mean less
 
@@ -89,8 +89,9 @@ class Guard:
     """Decides whether an answer of the fast way may count.
 
     `whole` and `shrunk` are the largest deviations that were seen of the fast way, in log-odds, on pictures that were
-    decoded whole and on shrunk ones; see `known_answers`. The margin has to be `SAFETY` times that, so that no label
-    changes. Nor may a probability be where that much moves it by more than `TOLERANCE`: p moves by p(1-p) times it.
+    decoded whole and on shrunk ones; see `known_answers`. Rounding errors are relative: of an answer that spreads wide
+    in log-odds, `RELATIVE` of its range is taken if that is more. The margin has to be `SAFETY` times the deviation, so
+    that no label changes.
     """
 
     whole: float
@@ -98,9 +99,10 @@ class Guard:
     threshold: float | None
 
     def admits(self, probabilities: np.ndarray, reduction: int) -> bool:
-        deviation = self.whole if reduction == 1 else self.shrunk
-        moved = float((probabilities * (1 - probabilities)).max()) * deviation
-        return moved <= TOLERANCE and margin(probabilities, self.threshold) > SAFETY * deviation
+        values = log_odds(probabilities, self.threshold)
+        reach = np.ptp(values) if self.threshold is None else np.abs(values).max()
+        deviation = max(self.whole if reduction == 1 else self.shrunk, RELATIVE * reach)
+        return margin(probabilities, self.threshold) > SAFETY * deviation
 
 
 def log_odds(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
@@ -156,7 +158,7 @@ class CompiledEngine:
             return "in float32"
         guard = self._fast.guard
         bounds = f"{SAFETY * guard.whole:.2g} (shrunk photos: {SAFETY * guard.shrunk:.2g})"
-        return f"in {self._fast.network.precision} where the margin is over {bounds}, else in float32"
+        return f"in {self._fast.network.precision} where the margin is over {bounds} at least, else in float32"
 
     def predict(self, photo: Photo) -> Prediction:
         if self._fast is None:

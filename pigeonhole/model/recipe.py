@@ -21,7 +21,9 @@ Method = Literal["crop", "squish", "pad"]
 PadMode = Literal["zeros", "border", "reflection"]
 
 NUMPYS_PAD_MODES = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
-OVERSAMPLING = 2  # pixels along each side that have to be left for every one needed
+# Pixels along each side that have to be left for every one needed. With 2, photos of 12 megapixels that were shrunk by
+# 8 for 224 pixels had log-odds off by 0.25; with 3 and 4 it was 0.03.
+OVERSAMPLING = 3
 MIDDLE = 0.5  # where a validation crop lies, of the room there is
 
 
@@ -188,7 +190,7 @@ class Recipe:
         return self.steps[0].shrinks_by(size) if self.steps else 1.0
 
     def allows_shrinking(self, size: Size, factor: int) -> bool:
-        """May a picture of `size` be shrunk by `factor` beforehand? At least twice the needed pixels have to be left.
+        """May a picture of `size` be shrunk by `factor` beforehand? `OVERSAMPLING` times what is needed has to be left.
 
         Padding is made of whole pixels, so there the factor has to divide the sides.
         """

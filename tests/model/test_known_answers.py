@@ -17,7 +17,7 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card
 from pigeonhole.model.compiler import trace
 from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
-from pigeonhole.model.known_answers import FAST, SMALLEST, agree, check_exact, deviation, guard_of
+from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
 from pigeonhole.model.predictor import Prediction
@@ -155,13 +155,27 @@ def test_the_bounds_follow_the_deviations(compiled_demo: Path, off: float) -> No
     assert guard.shrunk >= guard.whole
 
 
-def test_a_fast_way_that_is_too_far_off(compiled_demo: Path) -> None:
-    """No bound makes good for a fast way whose probabilities are off by more than 0.02, or are no numbers."""
+@pytest.mark.parametrize("off", [0.6, np.nan], ids=str)
+def test_a_fast_way_that_is_too_far_off(compiled_demo: Path, off: float) -> None:
+    """No guard makes good for a fast way that moves answers far, or whose probabilities are no numbers."""
     engine = exact_engine(compiled_demo)
     exact = check_exact(engine, open_probe)
-    assert guard_of(engine, exact, Off(engine, 0.3), open_probe) is None
-    assert guard_of(engine, exact, Off(engine, np.nan), open_probe) is None
-    assert FAST == 0.02
+    assert guard_of(engine, exact, Off(engine, off), open_probe) is None  # type: ignore[arg-type]
+
+
+def test_a_fast_way_that_is_certain_and_wrong(compiled_demo: Path) -> None:
+    """A fast way that is sure of a wrong answer to one of the probes would get past the guard; there is none then."""
+    engine = exact_engine(compiled_demo)
+    exact = check_exact(engine, open_probe)
+    answers = itertools.count()
+
+    class Wrong(Off):
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            honest = super().__call__(pixels)
+            return honest if next(answers) != 5 else np.roll(np.eye(10, dtype=np.float32)[honest.argmax()], 1)
+
+    assert guard_of(engine, exact, Off(engine, 0), open_probe) is not None  # type: ignore[arg-type]
+    assert guard_of(engine, exact, Wrong(engine, 0), open_probe) is None  # type: ignore[arg-type]
 
 
 def test_no_probe_that_can_be_shrunk(compiled_demo: Path) -> None:
