@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "export.pkl", help="the export")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="real photos; otherwise noise is sent")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=40, help="of one client in a round; of eight, four times that")
     options = parser.parse_args()
     model = str(options.model.resolve())
     subprocess.run([sys.executable, "-m", "pigeonhole", "compile", model], cwd=ROOT, check=True)
@@ -149,9 +150,9 @@ def main() -> None:
             )
         ]
         measures: dict[str, Callable[[Server], float]] = {
-            "one client, 800x600, ms": lambda server: one_client(server, small, 40),
-            "8 clients, 800x600, /s": lambda server: many_clients(server, small, 160),
-            "one client, 12 MP, ms": lambda server: one_client(server, large, 10),
+            "one client, 800x600, ms": lambda server: one_client(server, small, options.requests),
+            "8 clients, 800x600, /s": lambda server: many_clients(server, small, 4 * options.requests),
+            "one client, 12 MP, ms": lambda server: one_client(server, large, max(1, options.requests // 4)),
         }
         results: dict[str, dict[str, list[float]]] = {
             title: {server.name: [] for server in servers} for title in measures

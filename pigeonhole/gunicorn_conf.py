@@ -65,12 +65,13 @@ def on_starting(server: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """In each worker, before its first request."""
     start_logging(settings.log_level)
-    _give_memory_back()
     try:
         engine = worker.wsgi.extensions["predictor"].load()
     except PigeonholeError as error:
         first = worker.age <= settings.workers  # a later one that fails must not take the others down
         _refuse(error, WORKER_BOOT_ERROR if first else 1)
+    if engine.about["engine"] == "compiled":
+        _give_memory_back()
     if worker.age == 1:  # the first one speaks for all
         _say_how_to_try(len(engine.labels))
 
@@ -78,7 +79,8 @@ def post_worker_init(worker: Any) -> None:
 def _give_memory_back() -> None:
     """Let glibc hand back at once what a picture took; by itself it keeps up to 32 MiB for each thread.
 
-    ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. Other C libraries lack the call.
+    ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. torch, which allocates what OpenVINO
+    keeps, gets a third slower by it. Other C libraries lack the call.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)

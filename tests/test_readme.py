@@ -144,6 +144,12 @@ def test_doctor() -> None:
     assert json.loads(run(f"{command} --json", ROOT).stdout)["servable"]
 
 
+def test_the_benchmark_is_there() -> None:
+    """The benchmark that the README's figures are of is where it says; test_benchmarks runs it."""
+    assert "`.venv/bin/python benchmarks/serving.py`" in README
+    assert (ROOT / "benchmarks" / "serving.py").is_file()
+
+
 def test_compile(tmp_path: Path) -> None:
     """The command compiles the demo, proves it on photos of the user's as well, and says so in a table."""
     (command,) = [line for line in COMMANDS if line.startswith(COMPILE)]
