@@ -91,7 +91,7 @@ def _learner(model: Model, reason: str) -> Engine:
     if model.path == model.compiled:
         raise ModelFileError(f"MODEL={model.path} is compiled; learner.predict needs the export.pkl it was made of.")
     engine = open_learner(model.path, model.sha256, model.allowed)
-    log.info("answers come from learner.predict, because of %s", reason)
+    log.info("answers come from learner.predict: %s", reason)
     return engine
 
 

@@ -28,7 +28,7 @@ from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, w
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer, margin
 from pigeonhole.model.export.container import check_file
-from pigeonhole.model.known_answers import EXACT, OpenPhoto, deviation, furthest
+from pigeonhole.model.known_answers import EXACT, OpenPhoto, agree, deviation, furthest
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.pipeline import Pipeline, understand
 from pigeonhole.model.predictor import Photo, Prediction
@@ -67,6 +67,7 @@ def compile_export(
     Raises:
         NotCompiled: the learner holds what is not understood, or the compiled model does not answer as it does.
         ModelFileError, PackagesMissing: the learner cannot be opened.
+        FolderError: one of the photos cannot be read.
         CompiledFileError: `output` cannot be written.
     """
     _check_packages()
@@ -147,6 +148,8 @@ def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhot
         )
     if not largest <= EXACT:
         raise NotCompiled(f"the compiled model's probabilities differ by up to {largest:.2g}; {EXACT:g} is allowed.")
+    if not all(agree(answer.probabilities, picture.said.probabilities, card.threshold) for picture, answer in pairs):
+        raise NotCompiled("the compiled model's small probabilities differ by more than a hundredth of themselves.")
     return largest
 
 

@@ -2,8 +2,8 @@
 
 There are two ways from a picture to an answer. The **exact** one decodes every pixel and computes in float32. The
 **fast** one computes in bfloat16 where the processor has instructions for it, and lets the JPEG decoder shrink a large
-photo by 2, 4 or 8 while at least twice the needed pixels are left. The fast way moves probabilities a little, so its
-answer counts only when the **guard** finds the margin large enough; else the picture goes the exact way as well.
+photo by 2, 4 or 8 while at least three times the needed pixels are left. The fast way moves probabilities a little, so
+its answer counts only when the **guard** finds the margin large enough; else the picture goes the exact way as well.
 """
 
 from __future__ import annotations

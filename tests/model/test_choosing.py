@@ -78,7 +78,7 @@ def test_stale(folder: Path, change: Callable[[Path], None], caplog: pytest.LogC
     change(folder)
     with caplog.at_level(logging.INFO, "pigeonhole"):
         assert served(folder) == "learner"
-    assert caplog.messages[-1].startswith("answers come from learner.predict, because ")
+    assert caplog.messages[-1].startswith("answers come from learner.predict: ")
     assert STALE[change] in caplog.messages[-1]
     with pytest.raises(CompiledFileError, match=STALE[change]) as refusal:
         served(folder, engine="compiled")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.known_answers import EXACT, furthest
@@ -78,3 +80,24 @@ def test_each_kind(kind: str, compiled: Callable[[str], Path], clothing: Path) -
     """Crop, squish, pad, random resized crop, presizing, several labels, timm's networks and whatever else there is."""
     photos = sorted((clothing / "validation").glob("*/*.jpg"))[::EVERY]
     check(compiled(kind), FOLDER / f"{kind}.pkl", photos)
+
+
+def test_large_photos(compiled_demo: Path, clothing: Path) -> None:
+    """Photos of 12 and 24 megapixels, shrunk while they are decoded, get the labels of their whole selves."""
+    photos = sorted((clothing / "validation").glob("*/*.jpg"))[::43]
+    ways = Ways()
+    auto, exact = load(compiled_demo, count=ways), load(compiled_demo, "exact")
+    for number, path in enumerate(photos):
+        photo = open_probe(enlarged(path, (12e6, 24e6)[number % 2]))
+        assert photo.reduction(auto.card.recipe.allows_shrinking) > 1
+        assert auto.predict(photo).success == exact.predict(photo).success
+    assert ways["fast"] > len(photos) / 2
+
+
+def enlarged(path: Path, pixels: float) -> io.BytesIO:
+    with Image.open(path) as picture:
+        scale = (pixels / (picture.width * picture.height)) ** 0.5
+        size = int(picture.width * scale), int(picture.height * scale)
+        file = io.BytesIO()
+        picture.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file

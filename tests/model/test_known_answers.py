@@ -20,7 +20,6 @@ from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
 from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
-from pigeonhole.model.predictor import Prediction
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
 from tests.conftest import EXPORT
 from tests.model.compiled import load, rewritten, swapped, with_flipped_bit
@@ -200,12 +199,12 @@ def test_too_few_probes_that_are_doubtful(compiled_demo: Path) -> None:
     assert guard_of(certain, exact, certain.network, open_probe) is None
 
 
-def test_certain_answers_count_too(compiled_demo: Path) -> None:
+def test_certain_answers_count_too() -> None:
     """Of an answer that is certain, log-odds tell what probabilities hide: 1e-9 is not 1e-7."""
-    probe = replace(read_card(compiled_demo).probes[0], probabilities=(("a", 1.0), ("b", 1e-9)))
-    assert agree(Prediction("a", (1.0, 1.001e-9)), probe, None)
-    assert not agree(Prediction("a", (1.0, 1e-7)), probe, None)
-    assert not agree(Prediction("a", (1.0, float("nan"))), probe, None)
+    assert agree((1.0, 1.001e-9), (1.0, 1e-9), None)
+    assert not agree((1.0, 1e-7), (1.0, 1e-9), None)
+    assert not agree((1.0, float("nan")), (1.0, 1e-9), None)
+    assert not agree((0.999, 1e-7), (0.999, 1e-9), 0.5)
 
 
 def test_deviation() -> None:
