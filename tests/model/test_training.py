@@ -119,7 +119,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr("pigeonhole.model.training.train", interrupt)
     assert main(["train", str(tmp_path), "-o", str(output)]) == 130
-    assert "only when its training is through" in capsys.readouterr().err
+    assert "what was not finished is not written" in capsys.readouterr().err
     assert [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()] == [b"the old one"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
