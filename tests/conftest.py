@@ -39,13 +39,6 @@ LIMITS = Limits(pixels=25_000_000, side=10_000)  # the service's own by default
 GUNICORN = (sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Train first: in a process that has compiled a few dozen models, the tests of training ended in a segmentation
-    fault, twice at the same test and without a traceback. What causes it was not found; no command does both.
-    """
-    items.sort(key=lambda item: item.path.name != "test_training.py")
-
-
 @dataclass(frozen=True)
 class Colours:
     """An engine for tests: names the strongest colour of the middle pixel."""
