@@ -87,18 +87,14 @@ class Photo:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
-        width, height = self._stored
-        return (height, width) if self._turned in TURNS_SIDEWAYS else (width, height)
+        (width, height), turn = self._layout
+        return (height, width) if turn in TURNS_SIDEWAYS else (width, height)
 
     @cached_property
-    def _stored(self) -> tuple[int, int]:
+    def _layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
+        """The size as stored, and how it has to be turned."""
         with self._opened() as image:
-            return image.size
-
-    @cached_property
-    def _turned(self) -> Image.Transpose | None:
-        with self._opened() as image:
-            return self._turn(image)
+            return image.size, self._turn(image)
 
     def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
         """By how much the decoder shrinks it along each side: the largest of 1, 2, 4 and 8 that is allowed.
@@ -109,7 +105,8 @@ class Photo:
         """
         if self._kind != "JPEG":
             return 1
-        factors = [factor for factor in DCT_FACTORS if self._turned is None or divides(factor, self.size)]
+        _, turn = self._layout
+        factors = [factor for factor in DCT_FACTORS if turn is None or divides(factor, self.size)]
         return max((factor for factor in factors if allows(self.size, factor)), default=1)
 
     def decoded(self, reduction: int = 1) -> Image.Image:
