@@ -7,13 +7,11 @@ export PYTHON PORT
 serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
 	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app
 
-# training has a process of its own: where models were compiled in the same one, it ended in a segmentation fault
 test: .venv/test  ## lint, types and tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest --ignore tests/model/test_training.py
-	.venv/bin/pytest tests/model/test_training.py
+	.venv/bin/pytest
 
 lock: .venv/serve  ## Pipfile.lock anew from Pipfile
 	tools/lock.sh

@@ -26,7 +26,7 @@ from pigeonhole import __version__
 from pigeonhole.errors import CompiledFileError, FolderError, NotCompiled, PackagesMissing, RequestError
 from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, write_compiled
 from pigeonhole.model.doctor import notebook_beside
-from pigeonhole.model.engine import OpenVINONetwork, answer, margin
+from pigeonhole.model.engine import OpenVINONetwork, answer, margin, openvino_core
 from pigeonhole.model.export.container import check_file
 from pigeonhole.model.known_answers import EXACT, OpenPhoto, agree, deviation, furthest
 from pigeonhole.model.learner import LearnerEngine, open_learner
@@ -131,10 +131,8 @@ def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhot
     Raises:
         NotCompiled: one label differs, or a probability by more than `EXACT`, or OpenVINO cannot run the graph.
     """
-    import openvino
-
     try:
-        network = OpenVINONetwork(openvino.Core().read_model(graph), "float32", cores=1)
+        network = OpenVINONetwork(openvino_core().read_model(graph), "float32", cores=1)
         answers = [_answered(network, card, open_photo(io.BytesIO(picture.read()))) for picture in asked]
     except RuntimeError as error:
         raise NotCompiled(f"OpenVINO cannot run the network ({_first_line(error)}).") from error

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -41,6 +42,19 @@ class Network(Protocol):
         """Probabilities, float32, one per label, of uint8 `pixels`, height × width × channels."""
 
 
+@cache
+def openvino_core() -> openvino.Core:
+    """OpenVINO's one Core of this process, which is never let go.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack (OpenVINO 2026.4, Linux, AVX-512). Where two
+    Cores were let go in the order they were made, that stack is memory given back, and the next signal that Python
+    handles, be it SIGTERM, ends the process with SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINONetwork:
     """The graph of export.onnx in one precision, which is never left to OpenVINO: it would choose bfloat16 itself.
 
@@ -48,9 +62,7 @@ class OpenVINONetwork:
     """
 
     def __init__(self, model: openvino.Model, precision: NumberFormat, cores: int) -> None:
-        import openvino
-
-        self._compiled = openvino.Core().compile_model(
+        self._compiled = openvino_core().compile_model(
             model,
             "CPU",
             {

@@ -41,6 +41,7 @@ from pigeonhole.model.engine import (
     OpenVINONetwork,
     answer,
     log_odds,
+    openvino_core,
 )
 from pigeonhole.model.predictor import Photo, Prediction
 
@@ -74,13 +75,13 @@ def load_compiled(
         PackagesMissing: OpenVINO is not installed.
     """
     try:
-        import openvino
+        core = openvino_core()
     except ImportError as error:
         raise PackagesMissing("openvino is not installed here; `make serve` installs it.") from error
     card = read_card(path)
     if not (card.probes and card.labels):
         raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
-    core, cores = openvino.Core(), max(1, usable_cores() // workers)
+    cores = max(1, usable_cores() // workers)
     try:
         model = core.read_model(path)
         exact = CompiledEngine(card, OpenVINONetwork(model, "float32", cores), None, count)

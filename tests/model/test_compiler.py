@@ -21,6 +21,7 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import compiler
 from pigeonhole.model.card import read_card, sha256_of, write_compiled
 from pigeonhole.model.compiler import Asked, compile_export, prove
+from pigeonhole.model.engine import openvino_core
 from pigeonhole.model.predictor import Prediction
 from pigeonhole.model.probes import blends, candidates
 from tests.model.compiled import graph_of, load
@@ -104,9 +105,7 @@ def test_a_learner_that_is_certain(compiled_demo: Path) -> None:
 
 def test_any_number_of_pictures(compiled_demo: Path) -> None:
     """N is free: pictures in one batch get what they get alone."""
-    import openvino
-
-    model = openvino.Core().compile_model(compiled_demo, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_core().compile_model(compiled_demo, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     pictures = np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3)).astype(np.uint8)
     together = model({0: pictures})[0]
     assert together.shape == (5, 10)

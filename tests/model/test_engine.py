@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import subprocess
+import sys
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +18,18 @@ from PIL import Image
 
 from pigeonhole.errors import BrokenImage, ModelFault
 from pigeonhole.intake.pictures import open_photo, open_probe
-from pigeonhole.model.engine import SAFETY, CompiledEngine, FastWay, Guard, OpenVINONetwork, margin
+from pigeonhole.model.engine import (
+    SAFETY,
+    CompiledEngine,
+    FastWay,
+    Guard,
+    OpenVINONetwork,
+    margin,
+    openvino_core,
+)
 from pigeonhole.model.predictor import Prediction, Predictor, Shown
 from pigeonhole.model.recipe import Recipe, Resize
-from tests.conftest import LIMITS, encoded
+from tests.conftest import LIMITS, ROOT, encoded
 from tests.model.compiled import Ways, load
 from tests.model.test_card import CARD
 
@@ -157,9 +167,7 @@ def test_threads_do_not_meet(compiled_demo: Path, one_of_each: dict[str, Path]) 
 
 def test_requests_are_used_again(compiled_demo: Path) -> None:
     """As many infer requests are made as there were callers at once, not one for each call."""
-    import openvino
-
-    network = OpenVINONetwork(openvino.Core().read_model(compiled_demo), "float32", 1)
+    network = OpenVINONetwork(openvino_core().read_model(compiled_demo), "float32", 1)
     pixels = np.zeros((128, 128, 3), np.uint8)
     for _ in range(20):
         network(pixels)
@@ -167,6 +175,23 @@ def test_requests_are_used_again(compiled_demo: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(network, [pixels] * 40))
     assert 1 <= len(network._idle) <= 4
+
+
+def test_signals_are_handled_after_engines_have_gone(compiled_demo: Path) -> None:
+    """Engines that come and go leave a process that Python can still handle a signal in."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from tests.model.compiled import load
+
+first, second = load(Path(sys.argv[1])), load(Path(sys.argv[1]))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    ran = subprocess.run([sys.executable, "-c", script, compiled_demo], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "handled\n"), ran.stderr
 
 
 def test_nothing_is_kept(compiled_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

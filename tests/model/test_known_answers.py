@@ -16,7 +16,7 @@ from pigeonhole.errors import CompiledFileError
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card
 from pigeonhole.model.compiler import trace
-from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork
+from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork, openvino_core
 from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
@@ -31,9 +31,7 @@ REFUSED = "does not give the answers that it was proven with"
 
 def exact_engine(path: Path, change: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels) -> CompiledEngine:
     """The engine as it is before its test, with something done to what its network gets."""
-    import openvino
-
-    network = OpenVINONetwork(openvino.Core().read_model(path), "float32", 1)
+    network = OpenVINONetwork(openvino_core().read_model(path), "float32", 1)
 
     class Changed:
         precision = "float32"
@@ -45,9 +43,7 @@ def exact_engine(path: Path, change: Callable[[np.ndarray], np.ndarray] = lambda
 
 
 def has_bfloat16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_nothing_wrong(compiled_demo: Path) -> None:
@@ -115,12 +111,11 @@ def test_no_normalize(compiled_demo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fixture", ["demo", *FIXTURES])
 def test_bfloat16_for_float32(fixture: str, compiled_demo: Path, compiled: Callable[[str], Path]) -> None:
     """Computing in bfloat16 where float32 was asked for, of whatever network."""
-    import openvino
 
     if not has_bfloat16():
         pytest.skip("this processor has no bfloat16")
     path = compiled_demo if fixture == "demo" else compiled(fixture)
-    network = OpenVINONetwork(openvino.Core().read_model(path), "bfloat16", 1)
+    network = OpenVINONetwork(openvino_core().read_model(path), "bfloat16", 1)
     with pytest.raises(CompiledFileError, match=REFUSED):
         check_exact(CompiledEngine(read_card(path), network, None), open_probe)
 
