@@ -5,20 +5,34 @@
     │   ├── NoImage                     400 no_image
     │   ├── EmptyImage                  400 empty_image
     │   ├── BadMultipart                400 bad_multipart
+    │   ├── IncompleteBody              400 incomplete_body
+    │   ├── BadJSON                     400 bad_json
+    │   ├── BadBase64                   400 bad_base64
+    │   ├── BadURL                      400 bad_url
+    │   ├── BadParameter                400 bad_parameter
+    │   ├── URLOff                      403 url_off
+    │   ├── UnknownModel                404 unknown_model
     │   ├── TooLarge                    413 too_large
     │   ├── TooManyFiles                413 too_many_files
     │   ├── NotAnImage                  415 not_an_image
     │   ├── UnsupportedType             415 unsupported_type
+    │   ├── BadContentType              415 bad_content_type
+    │   ├── BadContentEncoding          415 bad_content_encoding
     │   ├── TooManyPixels               422 too_many_pixels
-    │   └── BrokenImage                 422 broken_image
+    │   ├── BrokenImage                 422 broken_image
+    │   ├── URLNotAllowed               422 url_not_allowed
+    │   ├── URLFailed                   422 url_failed
+    │   └── NotAvailable                501 not_available
     ├── ServiceError                    our own trouble, worth another try: Retry-After
     │   ├── NotReady                    503 not_ready
+    │   ├── Overloaded                  503 overloaded
     │   ├── NoSpace                     503 no_space
     │   └── ModelFault                  503 model_fault
     └── StartError                      the service does not start; the sentence goes to the terminal
         ├── SettingsError
         ├── FolderError
         ├── PackagesMissing
+        ├── DownloadError
         ├── ModelFileError
         ├── CompiledFileError
         ├── NotCompiled
@@ -54,6 +68,36 @@ class BadMultipart(RequestError):
     code = "bad_multipart"
 
 
+class IncompleteBody(RequestError):
+    code = "incomplete_body"
+
+
+class BadJSON(RequestError):
+    code = "bad_json"
+
+
+class BadBase64(RequestError):
+    code = "bad_base64"
+
+
+class BadURL(RequestError):
+    code = "bad_url"
+
+
+class BadParameter(RequestError):
+    code = "bad_parameter"
+
+
+class URLOff(RequestError):
+    status = 403
+    code = "url_off"
+
+
+class UnknownModel(RequestError):
+    status = 404
+    code = "unknown_model"
+
+
 class TooLarge(RequestError):
     status = 413
     code = "too_large"
@@ -74,6 +118,16 @@ class UnsupportedType(RequestError):
     code = "unsupported_type"
 
 
+class BadContentType(RequestError):
+    status = 415
+    code = "bad_content_type"
+
+
+class BadContentEncoding(RequestError):
+    status = 415
+    code = "bad_content_encoding"
+
+
 class TooManyPixels(RequestError):
     status = 422
     code = "too_many_pixels"
@@ -82,6 +136,21 @@ class TooManyPixels(RequestError):
 class BrokenImage(RequestError):
     status = 422
     code = "broken_image"
+
+
+class URLNotAllowed(RequestError):
+    status = 422
+    code = "url_not_allowed"
+
+
+class URLFailed(RequestError):
+    status = 422
+    code = "url_failed"
+
+
+class NotAvailable(RequestError):
+    status = 501
+    code = "not_available"
 
 
 class ServiceError(PigeonholeError):
@@ -94,6 +163,10 @@ class ServiceError(PigeonholeError):
 
 class NotReady(ServiceError):
     code = "not_ready"
+
+
+class Overloaded(ServiceError):
+    code = "overloaded"
 
 
 class NoSpace(ServiceError):
@@ -117,6 +190,10 @@ class FolderError(StartError):
 
 
 class PackagesMissing(StartError):
+    pass
+
+
+class DownloadError(StartError):
     pass
 
 
