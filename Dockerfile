@@ -14,7 +14,9 @@ FROM tools AS learner-packages
 RUN tools/environment.sh /opt/venv packages learner && rm -rf /opt/venv/pipenv
 
 FROM tools AS packages
-RUN tools/environment.sh /opt/venv packages && rm -rf /opt/venv/pipenv
+# to download models: docker build --build-arg CATEGORIES="packages store"
+ARG CATEGORIES=packages
+RUN tools/environment.sh /opt/venv $CATEGORIES && rm -rf /opt/venv/pipenv
 
 FROM python:3.11-slim-bookworm AS app
 WORKDIR /app

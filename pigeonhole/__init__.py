@@ -7,14 +7,17 @@ The map, and the direction of imports (left may import right, never back):
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
     app.py          the service on one page
-    web             the only rooms that import Flask
+    web             the only rooms that import Flask: openapi, dialects, open_inference -> api, classifier -> bodies ->
+                    forms; what is taken and given as types: asked, answers, tensors -> schemas
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
                     what serves: choosing -> known_answers -> engine -> card -> recipe; what compiles: compiler ->
                     pipeline, probes -> card, recipe
+    model/store     where MODEL comes from when it is an address: fetching -> remotes -> troubles, cache -> addresses
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
                     and all of them -> judging -> shapes -> pickles -> names
-    intake          getting a picture: hostile bytes in, an upright RGB picture out
+    intake          getting a picture, from an upload, from text or from the web: hostile bytes in, an upright RGB
+                    picture out
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once
 """

@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_doctor(commands)
     _add_compile(commands)
+    _add_download(commands)
     _add_train(commands)
+    _add_settings(commands)
     return parser
 
 
@@ -123,6 +125,55 @@ def _photos(folder: Path) -> list[Path]:
     if not photos:
         raise FolderError(f"there is no picture in {folder}; accepted are {ACCEPTED}.")
     return photos
+
+
+def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    download = commands.add_parser(
+        "download",
+        help="the model from an address into the cache",
+        description="Download a model, if it is not in the cache, and print where it lies there. MODEL_SHA256 and "
+        "MODEL_CACHE count here too.",
+    )
+    download.add_argument("address", nargs="?", metavar="ADDRESS", help="as MODEL takes it; by default MODEL itself")
+    download.set_defaults(run=_download)
+
+
+def _download(options: argparse.Namespace) -> None:
+    from pigeonhole.wiring import downloaded
+
+    settings = Settings.load()
+    if options.address:
+        settings = settings.model_copy(update={"model": options.address})
+    print(downloaded(settings))
+
+
+def _add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    settings = commands.add_parser(
+        "settings",
+        help="every setting: its value, its default, its meaning",
+        description="List what can be set through the environment, with what is set now. Secrets in addresses are left "
+        "out.",
+    )
+    settings.add_argument("--markdown", action="store_true", help="as the README has it, without the values")
+    settings.set_defaults(run=_settings)
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from pigeonhole.model.store.addresses import shown
+
+    listed = Settings.load().listed(mask=shown)
+    if options.markdown:
+        print("| name | default | meaning |\n| --- | --- | --- |")
+        for one in listed:
+            print(f"| `{one.name}` | {f'`{one.default}`' if one.default else ''} | {one.meaning} |")
+        return
+    rows = [
+        ("NAME", "VALUE", "DEFAULT", "MEANING"),
+        *((one.name, one.value, one.default, one.meaning) for one in listed),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -33,6 +33,7 @@
         ├── FolderError
         ├── PackagesMissing
         ├── DownloadError
+        │   └── Unreachable
         ├── ModelFileError
         ├── CompiledFileError
         ├── NotCompiled
@@ -195,6 +196,10 @@ class PackagesMissing(StartError):
 
 class DownloadError(StartError):
     pass
+
+
+class Unreachable(DownloadError):
+    """Another try may work."""
 
 
 class ModelFileError(StartError):

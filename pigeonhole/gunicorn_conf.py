@@ -1,22 +1,25 @@
 """How gunicorn runs the service: `gunicorn -c python:pigeonhole.gunicorn_conf app:app`.
 
-The master only looks at the settings, the folder and the model file, and lets another process compile the model if
-that is due. Each worker loads the model after the fork, before its first request, because the threads of torch and of
-OpenVINO do not survive a fork.
+The master only looks at the settings, the folder and the model file, and lets other processes download the model and
+compile it if that is due. Each worker loads the model after the fork, before its first request, because the threads of
+torch and of OpenVINO do not survive a fork.
 """
 
 from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
-from pigeonhole.errors import PigeonholeError, SettingsError
+from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
 from pigeonhole.intake.uploads import prepare
 from pigeonhole.model.choosing import check_model, compile_if_stale
+from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
 from pigeonhole.web.replies import start_logging
 from pigeonhole.wiring import model_of
@@ -52,11 +55,14 @@ forwarder_headers = ""  # no client may say under which path the service lies
 
 def on_starting(server: Any) -> None:
     """In the master, before anything listens."""
+    global settings
     try:
         prepare(settings.uploads)
-        model = model_of(settings)
-        check_model(model)
         with _stoppable():
+            if is_address(settings.model):
+                settings = settings.with_model(_downloaded())
+            model = model_of(settings)
+            check_model(model)
             compile_if_stale(model, _say)
     except PigeonholeError as error:
         _refuse(error, 1)
@@ -98,6 +104,19 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _downloaded() -> Path:
+    """Where the model lies that MODEL is the address of, once another process has brought it.
+
+    What downloads has threads, which do not survive a fork. The address stays in the environment: it may be signed, and
+    everybody can read a command line.
+    """
+    command = [sys.executable, "-m", "pigeonhole", "download"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise DownloadError("MODEL was not downloaded; the reason stands above.")
+    return Path(done.stdout.removesuffix("\n"))
+
+
 def _say(sentence: str) -> None:
     print(sentence, flush=True)
 
@@ -105,9 +124,9 @@ def _say(sentence: str) -> None:
 def _say_how_to_try(labels: int) -> None:
     here = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     address = f"http://{here}:{settings.port}"
-    model = model_of(settings).compiled if model_of(settings).is_compiled_only else settings.model
+    model = model_of(settings)
     print(
-        f"Pigeonhole serves {model} ({labels} labels) at {address}\n"
+        f"Pigeonhole serves {model.compiled if model.is_compiled_only else model.path} ({labels} labels) at {address}\n"
         f"Try it:  curl -F image=@photo.jpg {address}/predict",
         flush=True,
     )

@@ -6,17 +6,32 @@ The names in the environment are the fields' in capitals: `PORT=8000 make serve`
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pigeonhole.errors import SettingsError
 
 MIB = 1024 * 1024
+ORIGIN = r"https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?"
 PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression bomb; we stay below
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A setting as people read it."""
+
+    name: str
+    value: str
+    default: str
+    meaning: str
 
 
 class Settings(BaseSettings):
@@ -24,14 +39,25 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    model: Annotated[Path, Field(description="the file that `learn.export()` wrote, or that was compiled from it")] = (
-        Path("export.pkl")
+    model: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="the file that `learn.export()` wrote, or that was compiled from it: a path, or an `https://`, "
+            "`s3://`, `gs://`, `hf://`, `runs:/` or `models:/` address to download it from",
+        ),
+    ] = "export.pkl"
+    model_cache: Annotated[Path, Field(description="folder where downloaded models are kept, by their SHA-256")] = Path(
+        "~/.cache/pigeonhole"
     )
+    model_name: Annotated[
+        str, Field(pattern=r"^[\w.-]{1,100}$", description="what Open Inference Protocol clients call the model")
+    ] = "pigeonhole"
     model_sha256: Annotated[
         str | None,
         Field(
             pattern="^[0-9a-fA-F]{64}$",
-            description="what the SHA-256 of `MODEL` has to be; it is checked before opening",
+            description="the SHA-256 that `MODEL` has to have; it is checked before opening",
         ),
     ] = None
     allow_pickle_globals: Annotated[
@@ -64,7 +90,9 @@ class Settings(BaseSettings):
         Literal["upright", "as-stored"],
         Field(description="`upright` turns photos by their EXIF tag, `as-stored` does as fastai does"),
     ] = "upright"
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request")] = 10 * MIB
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request, or picture fetched")] = (
+        10 * MIB
+    )
     max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
     max_files: Annotated[int, Field(ge=1, le=1000, description="most files in one request")] = 10
     # phones take 12 to 24 million; on the way 25 million take 97 MB as JPEG, 192 as PNG with alpha, 386 as such a WebP
@@ -75,9 +103,31 @@ class Settings(BaseSettings):
     max_decoded: Annotated[
         int, Field(ge=1, le=256, description="most pictures decoded at the same time in one worker; others wait")
     ] = 2
+    fetch_urls: Annotated[bool, Field(description="`1` lets clients name a picture by its address on the web")] = False
+    max_fetches: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=256,
+            description="most pictures fetched at once in a worker, at most `THREADS` less one; others are refused",
+        ),
+    ] = 4
+    cors_origins: Annotated[
+        str,
+        Field(
+            pattern=rf"^(\*|({ORIGIN}([,\s]+{ORIGIN})*)?)$",
+            description="origins like `https://example.com`, by commas, whose pages may call the service; `*` for all",
+        ),
+    ] = ""
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="how much is logged, to standard error")
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(str.lower),
+        Field(description="how much is logged, to standard error"),
     ] = "info"
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset(re.split(r"[\s,]+", self.cors_origins)) - {""}
 
     @property
     def allowed_globals(self) -> frozenset[str]:
@@ -95,9 +145,49 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("\n".join(map(_complaint, error.errors()))) from error
 
+    def listed(self, mask: Callable[[str], str] = str) -> list[Listed]:
+        """Every setting in the order of its declaration; `mask` hides what is secret in an address."""
+        return [
+            Listed(
+                name=name.upper(),
+                value=mask(_as_text(getattr(self, name))) if name == "model" else _as_text(getattr(self, name)),
+                default=_as_text(field.default),
+                meaning=field.description or "",
+            )
+            for name, field in type(self).model_fields.items()
+        ]
 
-def _complaint(error: object) -> str:
-    assert isinstance(error, dict)
-    name = ".".join(map(str, error["loc"])).upper()
-    allowed = re.sub(r"^\w+ should", "must", error["msg"])  # "Input should be a valid integer"
-    return f"{name}={error['input']} is not possible: it {allowed}."
+    def with_model(self, path: Path) -> Settings:
+        """The settings with the file `path` as MODEL, also for the processes that this one starts."""
+        os.environ["MODEL"] = str(path)
+        return self.load()
+
+
+def hush_downloaders() -> None:
+    """Ask the packages that download models for no telemetry, no words of their own and no minutes of trying again.
+
+    They look at the environment when they are imported. What is set there already stays, but for the telemetry.
+    """
+    os.environ.update(DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true", HF_HUB_DISABLE_TELEMETRY="1")
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _as_text(value: object) -> str:
+    """As it would be written in the environment."""
+    return str(int(value)) if isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _complaint(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    # pydantic says "Input should be a valid integer, unable to parse string as an integer"
+    allowed = re.sub(r"^\w+ should (be )?|, unable to parse.*", "", error["msg"])
+    if error["type"] == "string_pattern_mismatch":
+        allowed = Settings.model_fields[name].description or ""
+    return f"{name.upper()}={error['input']} is not possible: it must be {allowed}."

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pigeonhole.model.choosing import Model
-from pigeonhole.settings import Settings
+from pigeonhole.model.store.addresses import is_address
+from pigeonhole.model.store.fetching import fetch
+from pigeonhole.settings import Settings, hush_downloaders
 
 
 def model_of(settings: Settings) -> Model:
-    """What is to be served, and how."""
+    """What is to be served, and how; downloaded first, where MODEL is an address.
+
+    Raises:
+        DownloadError, ModelFileError, PackagesMissing: that did not work.
+    """
     return Model(
-        path=settings.model,
+        path=downloaded(settings) if is_address(settings.model) else Path(settings.model),
         sha256=settings.model_sha256,
         allowed=settings.allowed_globals,
         engine=settings.engine,
         precision=settings.precision,
         workers=settings.workers,
     )
+
+
+def downloaded(settings: Settings) -> Path:
+    """Where the file lies that the address MODEL gives; raises as `model_of`."""
+    hush_downloaders()
+    return fetch(settings.model, settings.model_cache, settings.model_sha256)

@@ -23,6 +23,17 @@ ROOMS = {
     "timm": ("pigeonhole/model/",),
     "onnx": ("pigeonhole/model/compiler.py",),
     "openvino": ("pigeonhole/model/",),
+    "fsspec": ("pigeonhole/model/store/",),
+    "s3fs": ("pigeonhole/model/store/",),
+    "gcsfs": ("pigeonhole/model/store/",),
+    "aiohttp": ("pigeonhole/model/store/",),
+    "huggingface_hub": ("pigeonhole/model/store/",),
+    "mlflow": ("pigeonhole/model/store/",),
+    "tqdm": ("pigeonhole/model/store/",),
+    "httpcore": ("pigeonhole/intake/fetch.py",),
+    "h11": ("pigeonhole/intake/fetch.py",),
+    "dns": ("pigeonhole/intake/fetch.py",),
+    "idna": ("pigeonhole/intake/addresses.py",),
 }
 # who may not import whom: errors and settings are leaves, intake and model know no web
 BARRED = {
@@ -89,8 +100,9 @@ def test_the_watch_sees() -> None:
     assert {"ast", "pathlib.Path", "collections.abc.Iterator", "tests.conftest.ROOT"} <= seen
 
 
-def test_the_app_imports_no_torch() -> None:
-    """Importing the app loads neither torch nor OpenVINO; the model comes when it is needed."""
-    heavy = ("torch", "fastai", "torchvision", "openvino", "onnx")
-    code = f"import app, sys; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize("module", ["app", "pigeonhole.gunicorn_conf"])
+def test_the_app_imports_no_torch(module: str) -> None:
+    """Importing the app, or what gunicorn's master runs, loads neither torch nor OpenVINO nor what downloads."""
+    heavy = ("torch", "fastai", "torchvision", "openvino", "onnx", "fsspec", "aiohttp", "mlflow", "huggingface_hub")
+    code = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from pigeonhole.errors import SettingsError
-from pigeonhole.settings import Settings
+from pigeonhole.settings import Settings, hush_downloaders
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,13 +17,15 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     settings = Settings.load()
-    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 5000, Path("export.pkl"))
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 5000, "export.pkl")
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The name in the environment is the field's in capitals."""
     monkeypatch.setenv("PORT", "8123")
     monkeypatch.setenv("ORIENTATION", "as-stored")
+    monkeypatch.setenv("LOG_LEVEL", "WARNING")
+    assert Settings.load().log_level == "warning"
     assert (Settings.load().port, Settings.load().orientation) == (8123, "as-stored")
 
 
@@ -53,6 +56,30 @@ def test_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings.load().port, Settings.load().uploads) == (5000, Path("tmp"))
 
 
+def test_with_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was downloaded becomes MODEL, here and for the processes that are started; the rest stays."""
+    monkeypatch.setenv("MODEL", "https://example.com/export.pkl")
+    monkeypatch.setenv("PORT", "8123")
+    settings = Settings.load().with_model(Path("/cache/export.pkl"))
+    assert (settings.model, settings.port, os.environ["MODEL"]) == ("/cache/export.pkl", 8123, "/cache/export.pkl")
+
+
+def test_hushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What downloads sends no telemetry, whatever was set; how often it tries is left to who set it."""
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
+    before = dict(os.environ)
+    hush_downloaders()
+    try:
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+        assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "9"
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+
+
 def test_all_complaints_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two mistakes are told in one go."""
     monkeypatch.setenv("PORT", "http")
@@ -60,3 +87,20 @@ def test_all_complaints_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refusal:
         Settings.load()
     assert [line.partition("=")[0] for line in str(refusal.value).splitlines()] == ["PORT", "THREADS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PORT", "x", "it must be a valid integer."),
+        ("THREADS", "0", "it must be greater than or equal to 1."),
+        ("CORS_ORIGINS", "https://a.example/", "it must be origins like `https://example.com`, by commas"),
+        ("MODEL_SHA256", "abc", "it must be the SHA-256 that `MODEL` has to have"),
+    ],
+)
+def test_complaints_are_for_people(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    """A complaint says what is meant, not which pattern did not match."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refusal:
+        Settings.load()
+    assert f"{name}={value} is not possible: {told}" in str(refusal.value)

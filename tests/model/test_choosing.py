@@ -172,5 +172,5 @@ def test_somebody_elses_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_of_settings() -> None:
     """What is to be served is what the settings say."""
-    settings = Settings(model=Path("x.pkl"), engine="compiled", precision="exact", workers=3, model_sha256="a" * 64)
+    settings = Settings(model="x.pkl", engine="compiled", precision="exact", workers=3, model_sha256="a" * 64)
     assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3)
