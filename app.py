@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from threading import BoundedSemaphore
-from typing import IO, cast
 
-from flask import Flask, request
+from flask import Flask
 from prometheus_client import CollectorRegistry
 
-from pigeonhole.intake.pictures import Limits, open_photo, open_probe
+from pigeonhole.errors import BadBase64, BadURL, NotAvailable
+from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.choosing import open_engine
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
-from pigeonhole.web import observe, replies
-from pigeonhole.web.forms import FormRequest, blamed_on
+from pigeonhole.web import access, dialects, observe, open_inference, openapi, replies
+from pigeonhole.web.answers import Answer, Pong, likely
+from pigeonhole.web.api import ABOUT, API, OF_URLS
+from pigeonhole.web.asked import IMAGE_FIELDS, Asked, Encoded, GetQuery, Options, combined
+from pigeonhole.web.bodies import JSON, Filled, Form, Raw
+from pigeonhole.web.classifier import Classifier, Fetches
+from pigeonhole.web.examples import ADDRESS, PICTURE, WAYS_IN
+from pigeonhole.web.forms import FormRequest, Sent
 from pigeonhole.wiring import model_of
 
 
-def create_app(settings: Settings | None = None, predictor: Predictor | None = None) -> Flask:
+def create_app(
+    settings: Settings | None = None, predictor: Predictor | None = None, fetcher: Fetches | None = None
+) -> Flask:
     """The Flask app, by default with the environment's settings and the model they name, loaded when first needed.
 
     Raises:
@@ -29,31 +36,61 @@ def create_app(settings: Settings | None = None, predictor: Predictor | None = N
     registry = CollectorRegistry()
     count = observe.counter_of_ways(registry)
     predictor = predictor or Predictor(lambda: open_engine(model_of(settings), open_probe, count))
-    limits = Limits(settings.max_pixels, settings.max_side)
-    in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
+    classifier = Classifier(predictor, settings, fetcher)
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
     FormRequest.install(app, settings)
-    observe.install(app, predictor, registry)
+    access.install(app, settings.origins)
+    api = API(app)
+
+    @api.post(
+        "/predict",
+        tag="Classify",
+        query=Options,
+        bodies=(Form(IMAGE_FIELDS, Options), Raw(), JSON(Encoded, {"image": BadBase64, "url": BadURL})),
+        takes_pictures=True,
+        refuses=(*OF_URLS, NotAvailable),
+        example={"image": PICTURE, "top": 3},
+        description=WAYS_IN.read_text(),
+    )
+    def predict(query: Options, body: Filled | Sent) -> Answer:
+        """The label of a picture, or of several."""
+        return answer_to(combined(query, body))
+
+    @api.get(
+        "/predict",
+        tag="Classify",
+        query=GetQuery,
+        takes_pictures=True,
+        refuses=(*OF_URLS, NotAvailable),
+        example=ADDRESS,
+    )
+    def predict_url(query: GetQuery) -> Answer:
+        """The label of a picture on the web."""
+        return answer_to(combined(query, None))
+
+    def answer_to(asked: Asked) -> Answer:
+        if asked.explain:
+            raise NotAvailable("where the model looked is not shown here; ask without `explain`.")
+        pictures = [classifier.fetched(asked.url)] if asked.url is not None else asked.pictures
+        said = classifier.classify(pictures)
+        labels = [one.success for one in said]
+        ranked = [likely(one, classifier.labels, asked.top) for one in said] if asked.top else None
+        if asked.several:
+            return Answer(success=labels, predictions=ranked)
+        return Answer(success=labels[0], predictions=ranked and ranked[0])
+
+    @api.get("/ping", tag=ABOUT)
+    def ping() -> Pong:
+        """Alive; touches nothing."""
+        return Pong()
+
+    observe.install(api, predictor, registry)
+    dialects.install(api, classifier)
+    open_inference.install(api, classifier, predictor, settings.model_name)
+    openapi.install(api)
     replies.install(app)  # last, so that it sees each answer first: Flask asks in reverse order
-
-    @app.get("/ping")
-    def ping() -> dict[str, str]:
-        return {"success": "pong"}
-
-    @app.post("/predict")
-    def predict() -> dict[str, object]:
-        images = cast(FormRequest, request).images()
-        answers = []
-        for image in images:
-            with blamed_on(image, among=images), in_hand:
-                answers.append(label_of(image.stream))
-        return {"success": answers[0] if len(answers) == 1 else answers}
-
-    def label_of(file: IO[bytes]) -> str | list[str]:
-        return predictor.predict(open_photo(file, limits, settings.orientation)).success
-
     return app
 
 

@@ -22,16 +22,31 @@ from pigeonhole.intake.pictures import open_photo
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.training import Plan
 from pigeonhole.settings import Settings
+from pigeonhole.web.examples import WAYS_IN
 from pigeonhole.web.replies import HTTP_CODES
 from tests.conftest import EXPORT, LIMITS, ROOT, Server, free_port, picture, wait_until_up
 from tests.model.learners import photos
 from tests.test_errors import family
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+REST = README.replace(WAYS_IN.read_text(), "")  # what is shown for each way in, test_shown_ways_in runs
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", REST, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
-TRAIN, DOCTOR, COMPILE = (f".venv/bin/python -m pigeonhole {verb} " for verb in ("train", "doctor", "compile"))
-KNOWN = ("make serve", "make test", "curl ", TRAIN, DOCTOR, COMPILE, "docker ")
+TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD = (
+    f".venv/bin/python -m pigeonhole {verb}" for verb in ("train", "doctor", "compile", "settings", "download")
+)
+KNOWN = (
+    "make serve",
+    "make test",
+    "curl ",
+    TRAIN,
+    DOCTOR,
+    COMPILE,
+    SETTINGS,
+    DOWNLOAD,
+    "tools/environment.sh",
+    "docker ",
+)
 
 
 def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +65,9 @@ def test_no_command_goes_untested() -> None:
         TRAIN: 1,
         DOCTOR: 1,
         COMPILE: 1,
+        SETTINGS: 1,
+        DOWNLOAD: 1,
+        "tools/environment.sh": 1,
         "docker ": 2,
     }
 
@@ -189,16 +207,42 @@ def table(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
-def settings_table() -> list[list[str]]:
-    return [
-        [f"`{name.upper()}`", f"`{field.default}`" if field.default else "", field.description or ""]
-        for name, field in Settings.model_fields.items()
-    ]
-
-
 def test_settings_table() -> None:
-    """The table of settings is the declaration of settings."""
-    assert table("## Settings") == settings_table()
+    """The table of settings is the one that `settings --markdown` prints."""
+    (command,) = [line for line in COMMANDS if line.startswith(SETTINGS)]
+    command = command.replace(".venv/bin/python", sys.executable)
+    assert run(f"{command} --markdown", ROOT).stdout in README
+
+
+def test_download(tmp_path: Path) -> None:
+    """The command knows that the example is not there, and puts nothing into the cache; test_store downloads."""
+    (command,) = [line for line in COMMANDS if line.startswith(DOWNLOAD)]
+    command = command.replace(".venv/bin/python", sys.executable).replace("https://example.com", "http://127.0.0.1:9")
+    told = run(command, ROOT, MODEL_CACHE=str(tmp_path))
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "cannot be reached" in told.stderr
+
+
+def test_what_downloading_needs() -> None:
+    """The category that the command installs is in the lock, and the Dockerfile takes it."""
+    (command,) = [line for line in COMMANDS if line.startswith("tools/environment.sh")]
+    assert command.split()[-1] in json.loads((ROOT / "Pipfile.lock").read_text())
+    assert "ARG CATEGORIES=packages" in (ROOT / "Dockerfile").read_text()
+
+
+def test_settings() -> None:
+    """The command lists every setting with its value, without what is secret in an address, or says what is wrong."""
+    (command,) = [line for line in COMMANDS if line.startswith(SETTINGS)]
+    command = command.replace(".venv/bin/python", sys.executable)
+    listed = run(command, ROOT, MODEL="https://example.org/x.pkl?signature=SECRET", PORT="8123", FETCH_URLS="yes")
+    values = {
+        name: rest.split()[0] for name, rest in (line.split(maxsplit=1) for line in listed.stdout.splitlines()[1:])
+    }
+    assert set(values) == {name.upper() for name in Settings.model_fields}
+    assert (values["PORT"], values["FETCH_URLS"]) == ("8123", "1")
+    assert "SECRET" not in listed.stdout
+    wrong = run(command, ROOT, PORT="http", THREADS="0")
+    assert (wrong.returncode, wrong.stderr.count("is not possible")) == (1, 2)
 
 
 def test_error_table() -> None:

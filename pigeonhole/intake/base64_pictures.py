@@ -23,6 +23,5 @@ def decoded(text: str) -> bytes:
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:  # binascii.Error, and for text that is not ASCII
         raise BadBase64(
-            "the image is not base64: A to Z, a to z, 0 to 9, + and /, padded with =, without line breaks; "
-            "an address goes into `url`."
+            "the image is not base64: A to Z, a to z, 0 to 9, + and /, padded with =, without line breaks."
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +27,10 @@ class Prediction:
 
     success: str | list[str]
     probabilities: tuple[float, ...]
+
+    def ranked(self, labels: Sequence[str]) -> list[tuple[str, float]]:
+        """Each of the engine's `labels` with its probability, best first; of equals, the first label first."""
+        return sorted(zip(labels, self.probabilities, strict=True), key=lambda pair: -pair[1])
 
 
 class Photo(Protocol):
@@ -102,6 +106,22 @@ class Predictor:
                     raise
             return self._engine
 
+    def load_or_refuse(self) -> Engine:
+        """The engine, for a request.
+
+        Raises:
+            NotReady: it cannot be opened.
+        """
+        try:
+            return self._engine or self.load()
+        except StartError as error:
+            raise NotReady("the model is not loaded.") from error
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a prediction's probabilities are of; raises NotReady as `load_or_refuse`."""
+        return self.load_or_refuse().labels
+
     def predict(self, photo: Photo) -> Prediction:
         """What the model says of `photo`.
 
@@ -110,10 +130,7 @@ class Predictor:
             NotReady: the model could not be opened.
             ModelFault: the engine failed, or its probabilities are no numbers.
         """
-        try:
-            engine = self._engine or self.load()
-        except StartError as error:
-            raise NotReady("the model is not loaded.") from error
+        engine = self.load_or_refuse()
         try:
             prediction = engine.predict(photo)
         except RequestError:

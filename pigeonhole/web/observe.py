@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Flask, Response
+from flask import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
-from pigeonhole.errors import NotReady, StartError
 from pigeonhole.model.engine import WAYS
 from pigeonhole.model.predictor import Predictor
+from pigeonhole.web.answers import Ready
+from pigeonhole.web.api import ABOUT, API
 
 
-def install(app: Flask, predictor: Predictor, registry: CollectorRegistry) -> None:
+def install(api: API, predictor: Predictor, registry: CollectorRegistry) -> None:
     """Add `GET /ready` and `GET /metrics`."""
 
-    @app.get("/ready")
-    def ready() -> dict[str, object]:
+    @api.get("/ready", tag=ABOUT, needs_model=True)
+    def ready() -> Ready:
         """Which model answers and how; 503 `not_ready` if it cannot be opened, or does not pass its test."""
-        try:
-            return {"success": "ready", **predictor.load().about}
-        except StartError as error:
-            raise NotReady("the model is not loaded.") from error
+        return Ready.model_validate(predictor.load_or_refuse().about)
 
-    @app.get("/metrics")
+    @api.get("/metrics", tag=ABOUT, media_type="text/plain")
     def metrics() -> Response:
         """In the Prometheus text format, of this worker process."""
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -7,10 +7,12 @@ import time
 import uuid
 from urllib.parse import quote
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from pigeonhole.errors import RequestError, ServiceError
+from pigeonhole.web.answers import Problem
+from pigeonhole.web.api import as_json
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def start_logging(level: str) -> None:
 
 def error_reply(status: int, code: str, sentence: str) -> Response:
     """The body that every error has: `{"error": sentence, "code": code, "request_id": id}`."""
-    response = jsonify(error=sentence, code=code, request_id=g.request_id)
+    response = as_json(Problem(error=sentence, code=code, request_id=g.request_id))
     response.status_code = status
     return response
 
@@ -49,7 +51,7 @@ def _answer_error(error: RequestError | ServiceError) -> Response:
     response = error_reply(error.status, error.code, str(error))
     if isinstance(error, ServiceError):
         response.headers["Retry-After"] = str(error.retry_after)
-        log.error("%s %s", g.request_id, error.code, exc_info=error)
+        log.error("%s %s", g.request_id, error.code, exc_info=error if error.__cause__ else None)
     return response
 
 
@@ -78,7 +80,7 @@ def _begin() -> None:
 def _finish(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.setdefault("Cache-Control", "no-store")  # files that are the same for all may say otherwise
     milliseconds = (time.monotonic() - g.began) * 1000
     path = quote(request.path)[:200]  # one printable word, whatever was asked for
     method = request.method[:10]

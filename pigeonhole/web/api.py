@@ -1,0 +1,135 @@
+"""Routes whose types say what they take and give: what reads a request, and what the description shows, is the same.
+
+A view is added with the pydantic model of its query and the kinds of body it takes, which are read for it; what it
+returns is a pydantic model too. `web.openapi` describes exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, cast, get_args, get_type_hints
+
+from flask import Flask, Response, request
+from pydantic import BaseModel
+
+from pigeonhole.errors import (
+    BadParameter,
+    BadURL,
+    BrokenImage,
+    EmptyImage,
+    ModelFault,
+    NoImage,
+    NoSpace,
+    NotAnImage,
+    NotReady,
+    Overloaded,
+    PigeonholeError,
+    TooManyPixels,
+    UnknownModel,
+    UnsupportedType,
+    URLFailed,
+    URLNotAllowed,
+    URLOff,
+)
+from pigeonhole.web.bodies import OF_ANY, Body, read_body, read_query
+from pigeonhole.web.forms import FormRequest
+from pigeonhole.web.schemas import Given
+
+ABOUT = "About the service"  # the tag of routes that are not about pictures
+View = Callable[..., Any]
+OF_URLS = (BadURL, URLOff, URLNotAllowed, URLFailed, Overloaded, NoSpace)
+OF_PICTURES = (EmptyImage, NotAnImage, UnsupportedType, TooManyPixels, BrokenImage, NotReady, ModelFault)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    `path` is as Flask writes it (`/v2/models/<name>`); `places` are the only values that its variables may have, else
+    it is UnknownModel. `example` is a query, or a body of JSON, that works as it
+    stands. `description` is Markdown; by default it is what the view's docstring says after its first line. `refuses`
+    are errors beyond those that its query, its bodies, pictures and the model bring along. What is answered is of
+    `media_type`; where that is JSON, it is the model that the view returns. `also` is what OpenAPI should say besides.
+    """
+
+    method: str
+    path: str
+    view: View
+    tag: str
+    places: Mapping[str, str] = field(default_factory=dict)
+    query: type[BaseModel] | None = None
+    bodies: Sequence[Body] = ()
+    takes_pictures: bool = False
+    needs_model: bool = False
+    refuses: Sequence[type[PigeonholeError]] = ()
+    example: Any = None
+    description: str = ""
+    media_type: str = "application/json"
+    also: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> type[Given] | None:
+        """The model that the view returns, if it does; it may answer with a ready `Response` as well."""
+        hint = get_type_hints(self.view).get("return")
+        models = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type) and issubclass(kind, Given)]
+        return models[0] if models else None
+
+    @property
+    def errors(self) -> Sequence[type[PigeonholeError]]:
+        """All that it may answer with, each once."""
+        errors = [*self.refuses]
+        errors += (BadParameter, NoImage) if self.query else ()
+        errors += [*OF_ANY, *(error for body in self.bodies for error in body.refuses)] if self.bodies else ()
+        errors += OF_PICTURES if self.takes_pictures else ()
+        errors += (NotReady,) if self.needs_model else ()
+        errors += (UnknownModel,) if self.places else ()
+        return list(dict.fromkeys(errors))
+
+
+@dataclass
+class API:
+    """The routes of an app, each with what the description needs."""
+
+    app: Flask
+    operations: list[Operation] = field(default_factory=list)
+
+    def get(self, path: str, **described: Any) -> Callable[[View], View]:
+        return self._route("GET", path, described)
+
+    def post(self, path: str, **described: Any) -> Callable[[View], View]:
+        return self._route("POST", path, described)
+
+    def _route(self, method: str, path: str, described: Mapping[str, Any]) -> Callable[[View], View]:
+        def add(view: View) -> View:
+            operation = Operation(method, path, view, **described)
+            self.operations.append(operation)
+            endpoint = f"{method} {path}".replace(".", " ")  # Flask keeps dots for blueprints
+            self.app.add_url_rule(path, endpoint, _answering(operation), methods=[method])
+            return view
+
+        return add
+
+
+def _answering(operation: Operation) -> Callable[..., Response]:
+    """The view as Flask calls it: its query and body are read for it, its answer becomes JSON."""
+
+    @wraps(operation.view)
+    def answer(**places: str) -> Response:
+        if any(operation.places[name] != value for name, value in places.items()):
+            raise UnknownModel("no model of this name and version is served here.")
+        arguments: dict[str, Any] = {}
+        if operation.query:
+            arguments["query"] = read_query(operation.query, request.args)
+        if operation.bodies:
+            arguments["body"] = read_body(operation.bodies, cast(FormRequest, request))
+        answered = operation.view(**arguments)
+        return as_json(answered) if isinstance(answered, BaseModel) else answered
+
+    return answer
+
+
+def as_json(answer: BaseModel) -> Response:
+    """Without the members that are None."""
+    return Response(answer.model_dump_json(exclude_none=True) + "\n", mimetype="application/json")

@@ -1,0 +1,68 @@
+"""From what a request brought to what the model says: the one way that all routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import BoundedSemaphore
+from typing import IO, Protocol, cast
+
+from flask import request
+
+from pigeonhole.errors import URLNotAllowed, URLOff
+from pigeonhole.intake.fetch import USER_AGENT, Fetcher
+from pigeonhole.intake.pictures import Limits, open_photo
+from pigeonhole.model.predictor import Prediction, Predictor
+from pigeonhole.settings import Settings
+from pigeonhole.web.forms import FormRequest, Sent, blamed_on
+
+
+class Fetches(Protocol):
+    """What gets the bytes at an address; see `Fetcher.fetch`."""
+
+    def fetch(self, url: str, into: IO[bytes]) -> None: ...
+
+
+class Classifier:
+    """Classifies the pictures of the request at hand, within the limits of the settings."""
+
+    def __init__(self, predictor: Predictor, settings: Settings, fetcher: Fetches | None = None) -> None:
+        self._predictor, self._settings = predictor, settings
+        self._limits = Limits(settings.max_pixels, settings.max_side)
+        self._in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
+        self._fetcher = fetcher or Fetcher(
+            settings.max_body_bytes, at_once=min(settings.max_fetches, max(1, settings.threads - 1))
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._predictor.labels
+
+    def classify(self, pictures: Sequence[Sent]) -> list[Prediction]:
+        """One prediction for each; a refusal of one of several says which.
+
+        Raises:
+            RequestError: a picture is refused.
+            NotReady, ModelFault: as `Predictor.predict`.
+        """
+        predictions = []
+        for number, picture in enumerate(pictures, 1):
+            with blamed_on(picture, number, len(pictures)), self._in_hand:
+                photo = open_photo(picture.file, self._limits, self._settings.orientation)
+                predictions.append(self._predictor.predict(photo))
+        return predictions
+
+    def fetched(self, url: str) -> Sent:
+        """The picture at `url`, kept like an upload.
+
+        Raises:
+            URLOff: nothing is fetched here.
+            BadURL, URLNotAllowed, URLFailed, Overloaded: as `Fetcher.fetch`.
+        """
+        if not self._settings.fetch_urls:
+            raise URLOff("pictures are not fetched from addresses here; send the picture itself.")
+        if request.user_agent.string == USER_AGENT:
+            raise URLNotAllowed("a service like this one asks for a picture; it does not get one fetched.")
+        file = cast(FormRequest, request).uploads.new()
+        self._fetcher.fetch(url, file)
+        file.seek(0)
+        return Sent(file)
