@@ -16,11 +16,11 @@ from pigeonhole.settings import Settings
 from pigeonhole.web import access, dialects, observe, open_inference, openapi, replies
 from pigeonhole.web.answers import Answer, Pong, likely
 from pigeonhole.web.api import ABOUT, API, OF_URLS
-from pigeonhole.web.asked import IMAGE_FIELDS, Asked, Encoded, GetQuery, Options, combined
-from pigeonhole.web.bodies import JSON, Filled, Form, Raw
+from pigeonhole.web.bodies import JSON, Form, Raw, Submission
 from pigeonhole.web.classifier import Classifier, Fetches
 from pigeonhole.web.examples import ADDRESS, PICTURE, WAYS_IN
-from pigeonhole.web.forms import FormRequest, Sent
+from pigeonhole.web.picture_request import PictureRequest, SentPicture
+from pigeonhole.web.prediction_request import IMAGE_FIELDS, Encoded, GetQuery, Options, PredictionRequest, combined
 from pigeonhole.wiring import model_of
 
 
@@ -40,7 +40,7 @@ def create_app(
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
-    FormRequest.install(app, settings)
+    PictureRequest.install(app, settings)
     access.install(app, settings.origins)
     api = API(app)
 
@@ -54,7 +54,7 @@ def create_app(
         example={"image": PICTURE, "top": 3},
         description=WAYS_IN.read_text(),
     )
-    def predict(query: Options, body: Filled | Sent) -> Answer:
+    def predict(query: Options, body: Submission | SentPicture) -> Answer:
         """The label of a picture, or of several."""
         return answer_to(combined(query, body))
 
@@ -70,14 +70,14 @@ def create_app(
         """The label of a picture on the web."""
         return answer_to(combined(query, None))
 
-    def answer_to(asked: Asked) -> Answer:
-        if asked.explain:
+    def answer_to(wanted: PredictionRequest) -> Answer:
+        if wanted.explain:
             raise NotAvailable("where the model looked is not shown here; ask without `explain`.")
-        pictures = [classifier.fetched(asked.url)] if asked.url is not None else asked.pictures
+        pictures = [classifier.fetched(wanted.url)] if wanted.url is not None else wanted.pictures
         said = classifier.classify(pictures)
         labels = [one.success for one in said]
-        ranked = [likely(one, classifier.labels, asked.top) for one in said] if asked.top else None
-        if asked.several:
+        ranked = [likely(one, classifier.labels, wanted.top) for one in said] if wanted.top else None
+        if wanted.several:
             return Answer(success=labels, predictions=ranked)
         return Answer(success=labels[0], predictions=ranked and ranked[0])
 

@@ -8,7 +8,7 @@ The map, and the direction of imports (left may import right, never back):
     gunicorn_conf   how gunicorn runs the service
     app.py          the service on one page
     web             the only rooms that import Flask: openapi, dialects, open_inference -> api, classifier -> bodies ->
-                    forms; what is taken and given as types: asked, answers, tensors -> schemas
+                    picture_request; as types: prediction_request, answers, tensors -> schemas
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
                     what serves: choosing -> known_answers -> engine -> card -> recipe; what compiles: compiler ->

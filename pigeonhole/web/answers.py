@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pigeonhole.model.predictor import Prediction
-from pigeonhole.web.schemas import Given, LeftOut
+from pigeonhole.web.schemas import LeftOut, ResponseModel
 
 Labels = str | list[str]  # of one picture; a list of a multi-label model
 
 
-class Pong(Given):
+class Pong(ResponseModel):
     """The service is alive."""
 
     example = {"success": "pong"}
@@ -19,7 +19,7 @@ class Pong(Given):
     success: Literal["pong"] = "pong"
 
 
-class Ready(Given):
+class Ready(ResponseModel):
     """What answers, and how."""
 
     example = {"success": "ready", "engine": "compiled", "precision": "float32", "model_sha256": "0123456789abcdef" * 4}
@@ -30,7 +30,7 @@ class Ready(Given):
     model_sha256: str | LeftOut = None
 
 
-class Likely(Given):
+class Likely(ResponseModel):
     """A label and how probable it is, from 0 to 1."""
 
     example = {"label": "sparrow", "probability": 0.98}
@@ -39,7 +39,7 @@ class Likely(Given):
     probability: float
 
 
-class Answer(Given):
+class Answer(ResponseModel):
     """The label, or a list in the order of the pictures; of a multi-label model, lists of labels.
 
     `predictions` is there where `top` asked for it.
@@ -51,7 +51,7 @@ class Answer(Given):
     predictions: list[Likely] | list[list[Likely]] | LeftOut = None
 
 
-class Problem(Given):
+class Problem(ResponseModel):
     """Every error: a sentence for a person, a stable code for a program, and the request's id for a report."""
 
     example = {"error": "what was seen, and what is allowed.", "code": "no_image", "request_id": "0123456789abcdef" * 2}

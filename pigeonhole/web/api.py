@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, Required, TypedDict, Unpack, cast, get_args, get_type_hints
 
 from flask import Flask, Response, request
 from pydantic import BaseModel
@@ -34,13 +34,29 @@ from pigeonhole.errors import (
     URLOff,
 )
 from pigeonhole.web.bodies import OF_ANY, Body, read_body, read_query
-from pigeonhole.web.forms import FormRequest
-from pigeonhole.web.schemas import Given
+from pigeonhole.web.picture_request import PictureRequest
+from pigeonhole.web.schemas import ResponseModel
 
 ABOUT = "About the service"  # the tag of routes that are not about pictures
 View = Callable[..., Any]
 OF_URLS = (BadURL, URLOff, URLNotAllowed, URLFailed, Overloaded, NoSpace)
 OF_PICTURES = (EmptyImage, NotAnImage, UnsupportedType, TooManyPixels, BrokenImage, NotReady, ModelFault)
+
+
+class Described(TypedDict, total=False):
+    """What a route says of itself; see `Operation`."""
+
+    tag: Required[str]
+    places: Mapping[str, str]
+    query: type[BaseModel]
+    bodies: Sequence[Body]
+    takes_pictures: bool
+    needs_model: bool
+    refuses: Sequence[type[PigeonholeError]]
+    example: Any
+    description: str
+    media_type: str
+    also: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,10 +86,11 @@ class Operation:
     also: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def answer(self) -> type[Given] | None:
+    def answer(self) -> type[ResponseModel] | None:
         """The model that the view returns, if it does; it may answer with a ready `Response` as well."""
         hint = get_type_hints(self.view).get("return")
-        models = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type) and issubclass(kind, Given)]
+        kinds = get_args(hint) or (hint,)
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, ResponseModel)]
         return models[0] if models else None
 
     @property
@@ -95,13 +112,13 @@ class API:
     app: Flask
     operations: list[Operation] = field(default_factory=list)
 
-    def get(self, path: str, **described: Any) -> Callable[[View], View]:
+    def get(self, path: str, **described: Unpack[Described]) -> Callable[[View], View]:
         return self._route("GET", path, described)
 
-    def post(self, path: str, **described: Any) -> Callable[[View], View]:
+    def post(self, path: str, **described: Unpack[Described]) -> Callable[[View], View]:
         return self._route("POST", path, described)
 
-    def _route(self, method: str, path: str, described: Mapping[str, Any]) -> Callable[[View], View]:
+    def _route(self, method: str, path: str, described: Described) -> Callable[[View], View]:
         def add(view: View) -> View:
             operation = Operation(method, path, view, **described)
             self.operations.append(operation)
@@ -123,7 +140,7 @@ def _answering(operation: Operation) -> Callable[..., Response]:
         if operation.query:
             arguments["query"] = read_query(operation.query, request.args)
         if operation.bodies:
-            arguments["body"] = read_body(operation.bodies, cast(FormRequest, request))
+            arguments["body"] = read_body(operation.bodies, cast(PictureRequest, request))
         answered = operation.view(**arguments)
         return as_json(answered) if isinstance(answered, BaseModel) else answered
 

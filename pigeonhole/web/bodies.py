@@ -29,8 +29,8 @@ from pigeonhole.errors import (
     TooManyFiles,
 )
 from pigeonhole.intake import strict_json
-from pigeonhole.web.forms import FormRequest, Sent, how_to_send
-from pigeonhole.web.schemas import Taken
+from pigeonhole.web.picture_request import PictureRequest, SentPicture, how_to_send
+from pigeonhole.web.schemas import RequestModel
 
 Schema = type[BaseModel] | dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -42,8 +42,11 @@ OF_ANY: Errors = (TooLarge, IncompleteBody, BadContentType, BadContentEncoding, 
 class Body(Protocol):
     """A kind of body that a route takes."""
 
-    refuses: Errors
-    needs_content_type: bool
+    @property
+    def refuses(self) -> Errors: ...
+
+    @property
+    def needs_content_type(self) -> bool: ...
 
     @property
     def hint(self) -> str:
@@ -53,21 +56,21 @@ class Body(Protocol):
     def schemas(self) -> Mapping[str, Schema]:
         """What it looks like, by the media types it may come as."""
 
-    def read(self, request: FormRequest) -> Any: ...
+    def read(self, request: PictureRequest) -> Any: ...
 
 
 @dataclass(frozen=True)
-class Filled:
+class Submission:
     """What a form or a JSON object brought: pictures, `several` if they came as a list, and other members."""
 
-    pictures: Sequence[Sent]
+    pictures: Sequence[SentPicture]
     several: bool = False
     parameters: Any = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """A multipart form with files under one of some names, and parameters as text; read into a `Filled`."""
+    """A multipart form with files under one of some names, and parameters as text; read into a `Submission`."""
 
     files: Sequence[str]
     parameters: type[BaseModel] | None = None
@@ -95,28 +98,28 @@ class Form:
             }
         }
 
-    def read(self, request: FormRequest) -> Filled:
+    def read(self, request: PictureRequest) -> Submission:
         pictures = request.images(self.files)
         if len(pictures) > 1 and not self.several:
             raise TooManyFiles("one file is taken here.")
         parameters = read_query(self.parameters, request.form) if self.parameters else None
-        return Filled(pictures, len(pictures) > 1, parameters)
+        return Submission(pictures, len(pictures) > 1, parameters)
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A picture that is the whole body; read into a `Sent`."""
+    """A picture that is the whole body; read into a `SentPicture`."""
 
     refuses = ()
     needs_content_type = True
     hint = ""
     schemas = {"image/*": FILE, "application/octet-stream": FILE}  # noqa: RUF012
 
-    def read(self, request: FormRequest) -> Sent:
-        return Sent(request.body())
+    def read(self, request: PictureRequest) -> SentPicture:
+        return SentPicture(request.body())
 
 
-class Encoding(Taken):
+class Encoding(RequestModel):
     """A JSON object that may hold pictures as text, in the member named `holds`."""
 
     holds: ClassVar[str]
@@ -124,7 +127,7 @@ class Encoding(Taken):
 
 @dataclass(frozen=True)
 class JSON:
-    """A JSON object that holds pictures; read into a `Filled`, whose parameters are the object without them.
+    """A JSON object that holds pictures; read into a `Submission`, whose parameters are the object without them.
 
     `wrong` is what to raise where these members do not fit.
     """
@@ -143,7 +146,7 @@ class JSON:
     def schemas(self) -> Mapping[str, Schema]:
         return {"application/json": self.model}
 
-    def read(self, request: FormRequest) -> Filled:
+    def read(self, request: PictureRequest) -> Submission:
         if request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):  # UTF-7 has smuggled
             raise BadContentType("JSON is in UTF-8, and no other charset is taken.")
         file = request.body()
@@ -153,10 +156,10 @@ class JSON:
             held = getattr(model, model.holds)
             texts = held if isinstance(held, list) else [] if held is None else [held]
             pictures = request.decoded(texts)
-        return Filled(pictures, isinstance(held, list), model.model_copy(update={model.holds: None}))
+        return Submission(pictures, isinstance(held, list), model.model_copy(update={model.holds: None}))
 
 
-def read_body(kinds: Sequence[Body], request: FormRequest) -> Any:
+def read_body(kinds: Sequence[Body], request: PictureRequest) -> Any:
     """The body as the first of `kinds` that its Content-Type announces.
 
     Raises:

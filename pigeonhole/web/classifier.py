@@ -13,7 +13,7 @@ from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
 from pigeonhole.model.predictor import Prediction, Predictor
 from pigeonhole.settings import Settings
-from pigeonhole.web.forms import FormRequest, Sent, blamed_on
+from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
 
 
 class Fetches(Protocol):
@@ -37,7 +37,7 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         return self._predictor.labels
 
-    def classify(self, pictures: Sequence[Sent]) -> list[Prediction]:
+    def classify(self, pictures: Sequence[SentPicture]) -> list[Prediction]:
         """One prediction for each; a refusal of one of several says which.
 
         Raises:
@@ -51,7 +51,7 @@ class Classifier:
                 predictions.append(self._predictor.predict(photo))
         return predictions
 
-    def fetched(self, url: str) -> Sent:
+    def fetched(self, url: str) -> SentPicture:
         """The picture at `url`, kept like an upload.
 
         Raises:
@@ -62,7 +62,7 @@ class Classifier:
             raise URLOff("pictures are not fetched from addresses here; send the picture itself.")
         if request.user_agent.string == USER_AGENT:
             raise URLNotAllowed("a service like this one asks for a picture; it does not get one fetched.")
-        file = cast(FormRequest, request).uploads.new()
+        file = cast(PictureRequest, request).uploads.new()
         self._fetcher.fetch(url, file)
         file.seek(0)
-        return Sent(file)
+        return SentPicture(file)

@@ -13,11 +13,11 @@ from pydantic import Field, WithJsonSchema
 
 from pigeonhole.errors import BadBase64, NotAvailable
 from pigeonhole.web.api import API, OF_URLS
-from pigeonhole.web.asked import Base64, InQuery
-from pigeonhole.web.bodies import JSON, Encoding, Filled, Form
+from pigeonhole.web.bodies import JSON, Encoding, Form, Submission
 from pigeonhole.web.classifier import Classifier
 from pigeonhole.web.examples import ADDRESS, PICTURE
-from pigeonhole.web.schemas import Given
+from pigeonhole.web.prediction_request import Base64, InQuery
+from pigeonhole.web.schemas import ResponseModel
 
 TAG = "Clients of other systems"
 
@@ -26,7 +26,7 @@ PAIR = {"type": "array", "items": {"type": ["string", "number"]}, "minItems": 2,
 Pair = Annotated[tuple[str, float], WithJsonSchema(PAIR)]
 
 
-class Pairs(Given):
+class Pairs(ResponseModel):
     """Every label with its probability, best first."""
 
     example = {"predictions": [["sparrow", 0.98], ["finch", 0.02]]}
@@ -34,7 +34,7 @@ class Pairs(Given):
     predictions: list[Pair]
 
 
-class Named(Given):
+class Named(ResponseModel):
     """A file's name, made harmless, and its label."""
 
     example = {"image_filename": "photo.jpg", "prediction": "sparrow"}
@@ -43,7 +43,7 @@ class Named(Given):
     prediction: str | list[str]
 
 
-class Data(Given):
+class Data(ResponseModel):
     """One entry for each file, in order."""
 
     example = {"data": [Named.example]}
@@ -59,7 +59,7 @@ class Recognize(Encoding):
     img: Annotated[Base64, Field(description="a picture as base64 text or as a data URI of base64")]
 
 
-class Recognized(Given):
+class Recognized(ResponseModel):
     """The label, and where the model looked."""
 
     example = {"success": True, "gradcam": PICTURE, "label": "sparrow"}
@@ -73,7 +73,7 @@ def install(api: API, classifier: Classifier) -> None:
     """Add these systems' routes."""
 
     @api.post("/upload", tag=TAG, bodies=(Form(("file",), several=False),), takes_pictures=True)
-    def upload(body: Filled) -> Pairs:
+    def upload(body: Submission) -> Pairs:
         """Cougar or Not: every label of one picture, best first."""
         (prediction,) = classifier.classify(body.pictures)
         return Pairs(predictions=prediction.ranked(classifier.labels))
@@ -90,7 +90,7 @@ def install(api: API, classifier: Classifier) -> None:
         bodies=(Form(("image_file",)),),
         takes_pictures=True,
     )
-    def predict_files(body: Filled) -> Data:
+    def predict_files(body: Submission) -> Data:
         """The MLflow template: the label of each file, with the file's name."""
         answers = zip(body.pictures, classifier.classify(body.pictures), strict=True)
         return Data(data=[Named(image_filename=sent.harmless_name, prediction=said.success) for sent, said in answers])
@@ -102,7 +102,7 @@ def install(api: API, classifier: Classifier) -> None:
         refuses=(NotAvailable,),
         example={"img": PICTURE},
     )
-    def recognize(body: Filled) -> Recognized:
+    def recognize(body: Submission) -> Recognized:
         """The FastAPI and Grad-CAM course: a label with its heatmap. Heatmaps are not drawn: 501."""
         classifier.classify(body.pictures)
         raise NotAvailable("heatmaps are not drawn here; POST the picture to /predict for its label.")

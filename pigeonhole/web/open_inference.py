@@ -17,7 +17,7 @@ from pigeonhole.web.api import API
 from pigeonhole.web.bodies import FILE
 from pigeonhole.web.classifier import Classifier
 from pigeonhole.web.examples import PICTURE
-from pigeonhole.web.schemas import Given
+from pigeonhole.web.schemas import ResponseModel
 from pigeonhole.web.tensors import (
     HEADER_LENGTH,
     INPUT,
@@ -43,7 +43,7 @@ BINARY = {  # what the binary tensor data extension adds to the description
 }
 
 
-class Live(Given):
+class Live(ResponseModel):
     """The server is alive."""
 
     example = {"live": True}
@@ -51,7 +51,7 @@ class Live(Given):
     live: Literal[True] = True
 
 
-class ServerReady(Given):
+class ServerReady(ResponseModel):
     """The model is loaded and has passed its test."""
 
     example = {"ready": True}
@@ -67,7 +67,7 @@ class ModelReady(ServerReady):
     name: str
 
 
-class Server(Given):
+class Server(ResponseModel):
     """What speaks here, and which extensions of the protocol it knows."""
 
     example = {"name": "pigeonhole", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
@@ -77,7 +77,7 @@ class Server(Given):
     extensions: list[str] = ["binary_tensor_data", "classification"]
 
 
-class TensorMetadata(Given):
+class TensorMetadata(ResponseModel):
     """A tensor's name, type and shape; -1 stands for the number of pictures."""
 
     example = {"name": "image", "datatype": "BYTES", "shape": [-1]}
@@ -87,7 +87,7 @@ class TensorMetadata(Given):
     shape: list[int]
 
 
-class ModelMetadata(Given):
+class ModelMetadata(ResponseModel):
     """What the model takes and gives; `labels` names the columns of `probabilities`."""
 
     example = {

@@ -1,4 +1,4 @@
-"""What lets a pydantic model's JSON Schema say "may be absent" instead of "may be null"."""
+"""The pydantic models that requests and answers are made of; their JSON Schema says "may lack", not "may be null"."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def without_null_defaults(schema: dict[str, Any]) -> None:
             del member["default"]
 
 
-class Taken(BaseModel):
+class RequestModel(BaseModel):
     """A model of what is sent: each member has to be of its type."""
 
     model_config = ConfigDict(strict=True, json_schema_extra=without_null_defaults)
 
 
-class Given(BaseModel):
+class ResponseModel(BaseModel):
     """A model of what is answered, with an example of it."""
 
     example: ClassVar[dict[str, Any]]

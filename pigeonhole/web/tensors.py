@@ -21,8 +21,8 @@ from pigeonhole.intake import strict_json
 from pigeonhole.model.predictor import Prediction
 from pigeonhole.web.api import as_json
 from pigeonhole.web.bodies import FILE, Schema, validated
-from pigeonhole.web.forms import FormRequest, Sent
-from pigeonhole.web.schemas import BASE64, Given, LeftOut, Taken
+from pigeonhole.web.picture_request import PictureRequest, SentPicture
+from pigeonhole.web.schemas import BASE64, LeftOut, RequestModel, ResponseModel
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 VERSION = "1"  # of the model; there is no other
@@ -32,13 +32,13 @@ INPUT, LABEL, PROBABILITIES = "image", "label", "probabilities"
 BASE64_ELEMENTS = {"type": "array", "minItems": 1, "items": {"oneOf": [BASE64, {"type": "array", "items": BASE64}]}}
 
 
-class InputParameters(Taken):
+class InputParameters(RequestModel):
     """Where the elements are, if not in `data`."""
 
     binary_data_size: Annotated[int, Field(ge=0)] | None = None
 
 
-class InputTensor(Taken):
+class InputTensor(RequestModel):
     """The pictures."""
 
     name: Literal["image"]
@@ -48,27 +48,27 @@ class InputTensor(Taken):
     data: Annotated[list[Any], WithJsonSchema(BASE64_ELEMENTS)] | None = None
 
 
-class OutputParameters(Taken):
+class OutputParameters(RequestModel):
     """`classification` is how many classes are wanted as texts, best first; 0 for numbers."""
 
     binary_data: bool | None = None
     classification: Annotated[int, Field(ge=0)] = 0
 
 
-class WantedOutput(Taken):
+class WantedOutput(RequestModel):
     """An output, and how it is wanted."""
 
     name: Literal["label", "probabilities"]
     parameters: OutputParameters | None = None
 
 
-class RequestParameters(Taken):
+class RequestParameters(RequestModel):
     """`binary_data_output` is for the outputs that say nothing else."""
 
     binary_data_output: bool = False
 
 
-class InferRequest(Taken):
+class InferRequest(RequestModel):
     """Pictures as a tensor."""
 
     id: Annotated[
@@ -91,7 +91,7 @@ class InferRequest(Taken):
 BOTH = (WantedOutput(name="label"), WantedOutput(name="probabilities"))
 
 
-class OutputTensor(Given):
+class OutputTensor(ResponseModel):
     """A tensor's elements in row-major order, in `data` or behind the JSON."""
 
     example = {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["sparrow"]}
@@ -103,7 +103,7 @@ class OutputTensor(Given):
     data: SkipValidation[list[Any]] | LeftOut = None
 
 
-class InferResponse(Given):
+class InferResponse(ResponseModel):
     """The outputs that were wanted."""
 
     example = {
@@ -135,7 +135,7 @@ class Inference:
     """An inference request with its pictures read."""
 
     id: str | None
-    pictures: Sequence[Sent]
+    pictures: Sequence[SentPicture]
     wanted: Sequence[Wanted]
 
     def check(self, labels: Sequence[str]) -> None:
@@ -162,7 +162,7 @@ class Tensors:
     def schemas(self) -> Mapping[str, Schema]:
         return {"application/json": InferRequest, "application/octet-stream": FILE}
 
-    def read(self, request: FormRequest) -> Inference:
+    def read(self, request: PictureRequest) -> Inference:
         """Raises what `refuses` says."""
         file = request.body()
         with request.memory:
@@ -190,7 +190,7 @@ def _wanted(asked: InferRequest) -> list[Wanted]:
     return wanted
 
 
-def _pictures(tensor: InputTensor, behind: bytes, request: FormRequest) -> Sequence[Sent]:
+def _pictures(tensor: InputTensor, behind: bytes, request: PictureRequest) -> Sequence[SentPicture]:
     """The pictures of the JSON, or of what lies behind it."""
     size = tensor.parameters.binary_data_size if tensor.parameters else None
     if (size is None) == (tensor.data is None):

@@ -11,7 +11,8 @@ from app import create_app
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 from tests.conftest import Colours, form, picture
-from tests.web.test_ways_in import URL, Web
+from tests.web.test_ways_in import URL
+from tests.web.web import Web
 
 BLUE, RED = picture("blue"), picture("red")
 PAIRS = {"predictions": [["blue", 1.0], ["red", 0.0], ["green", 0.0], ["grey", 0.0]]}
@@ -25,13 +26,13 @@ def test_cougar_or_not(client: FlaskClient) -> None:
 def test_cougar_or_not_by_url(settings: Settings) -> None:
     """`GET /classify-url?url=`: the same of a picture on the web."""
     on = settings.model_copy(update={"fetch_urls": True})
-    client = create_app(on, Predictor(Colours), Web([])).test_client()
+    client = create_app(on, Predictor(Colours), Web({URL: BLUE})).test_client()
     assert client.get("/classify-url", query_string={"url": URL}).json == PAIRS
 
 
 def test_cougar_or_not_where_nothing_is_fetched(settings: Settings) -> None:
     """Without FETCH_URLS it is 403."""
-    client = create_app(settings, Predictor(Colours), Web([])).test_client()
+    client = create_app(settings, Predictor(Colours), Web({URL: BLUE})).test_client()
     response = client.get("/classify-url", query_string={"url": URL})
     assert (response.status_code, response.json["code"]) == (403, "url_off")
 

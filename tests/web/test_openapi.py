@@ -14,9 +14,11 @@ from app import create_app
 from pigeonhole import errors
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
+from pigeonhole.web.examples import ADDRESS
 from pigeonhole.web.replies import HTTP_CODES
 from tests.conftest import Colours, form, picture
 from tests.test_errors import family
+from tests.web.web import Web
 
 NOT_DESCRIBED = {"/docs", "/docs/<name>"}  # pages for people
 BLUE = picture("blue")
@@ -66,12 +68,8 @@ def examples(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 def test_examples_work(settings: Settings, document: dict[str, Any]) -> None:
     """Each operation answers its own example with what it says that it answers."""
 
-    class Web:
-        def fetch(self, url: str, into: Any) -> None:
-            into.write(BLUE)
-
     on = settings.model_copy(update={"fetch_urls": True})
-    client = create_app(on, Predictor(Colours), Web()).test_client()
+    client = create_app(on, Predictor(Colours), Web({ADDRESS["url"]: BLUE})).test_client()
     answered = []
     for path, method, operation in examples(document):
         parameters = operation.get("parameters", ())

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 from flask.testing import FlaskClient
@@ -20,6 +19,7 @@ from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web.examples import ADDRESS, WAYS_IN
 from tests.conftest import ROOT, Colours, picture
+from tests.web.web import Web
 
 SHOWN = WAYS_IN.read_text()
 SECTIONS = re.split(r"^### ", SHOWN, flags=re.M)[1:]
@@ -35,19 +35,11 @@ CODE = {
 }
 
 
-class Web:
-    """A web where the example is a blue picture."""
-
-    def fetch(self, url: str, into: IO[bytes]) -> None:
-        assert url == ADDRESS["url"]
-        into.write(picture("blue"))
-
-
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
-    """Where the service listens, with FETCH_URLS=1 and that web."""
+    """Where the service listens, with FETCH_URLS=1 and a web where the example is a blue picture."""
     on = settings.model_copy(update={"fetch_urls": True})
-    server = make_server("127.0.0.1", 0, create_app(on, Predictor(Colours), Web()))
+    server = make_server("127.0.0.1", 0, create_app(on, Predictor(Colours), Web({ADDRESS["url"]: picture("blue")})))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"

@@ -6,41 +6,27 @@ import base64
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
 from app import create_app
-from pigeonhole.errors import URLFailed
 from pigeonhole.intake.fetch import USER_AGENT
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import MIB, Settings
 from tests.conftest import Colours, form, picture
+from tests.web.web import Web
 
 RED, BLUE = picture("red"), picture("blue")
 TEXT = base64.b64encode(BLUE).decode()
 URL = "https://example.org/blue.png"
 
 
-@dataclass
-class Web:
-    """A web with one picture on it."""
-
-    asked: list[str]
-
-    def fetch(self, url: str, into: IO[bytes]) -> None:
-        self.asked.append(url)
-        if url != URL:
-            raise URLFailed("nothing is there.")
-        into.write(BLUE)
-
-
 @pytest.fixture
 def web() -> Web:
-    return Web([])
+    return Web({URL: BLUE})
 
 
 @pytest.fixture

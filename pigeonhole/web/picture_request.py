@@ -43,7 +43,7 @@ HEARD_OUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentPicture:
     """A picture that a request brought, and the client's name for it."""
 
     file: IO[bytes]
@@ -60,7 +60,7 @@ def how_to_send(fields: Sequence[str]) -> str:
     return f"send one with `curl -F {fields[0]}=@photo.jpg`."
 
 
-class FormRequest(Request):
+class PictureRequest(Request):
     """A request whose uploads are `Uploads` of ours, closed with the request."""
 
     @classmethod
@@ -152,7 +152,7 @@ class FormRequest(Request):
         into.seek(0)
         return into
 
-    def decoded(self, texts: Sequence[str]) -> Sequence[Sent]:
+    def decoded(self, texts: Sequence[str]) -> Sequence[SentPicture]:
         """The pictures that base64 texts hold, each in a file; a refusal of one of several says which.
 
         Raises:
@@ -167,17 +167,17 @@ class FormRequest(Request):
                 contents.append(base64_pictures.decoded(text))
         return self.kept(contents)
 
-    def kept(self, contents: Sequence[bytes]) -> Sequence[Sent]:
+    def kept(self, contents: Sequence[bytes]) -> Sequence[SentPicture]:
         """Pictures that came inside something else, each in a file; raises TooManyFiles, NoSpace."""
         if len(contents) > self.settings.max_files:
             raise self._too_many()
-        pictures = [Sent(self.uploads.new()) for _ in contents]
+        pictures = [SentPicture(self.uploads.new()) for _ in contents]
         for picture, content in zip(pictures, contents, strict=True):
             picture.file.write(content)
             picture.file.seek(0)
         return pictures
 
-    def images(self, fields: Sequence[str]) -> Sequence[Sent]:
+    def images(self, fields: Sequence[str]) -> Sequence[SentPicture]:
         """The images uploaded under the names `fields`, in the order they were sent; at least one.
 
         Raises:
@@ -200,7 +200,7 @@ class FormRequest(Request):
         if not images:
             self._explain_absence(fields)
         images.sort(key=lambda image: self.uploads.files.index(cast(Upload, image.stream)))
-        return [Sent(image.stream, image.filename) for image in images]
+        return [SentPicture(image.stream, image.filename) for image in images]
 
     def make_form_data_parser(self) -> FormDataParser:
         parser = super().make_form_data_parser()
@@ -253,7 +253,7 @@ class _Counted:
 
 
 @contextmanager
-def blamed_on(picture: Sent | None, number: int, of: int) -> Iterator[None]:
+def blamed_on(picture: SentPicture | None, number: int, of: int) -> Iterator[None]:
     """Let a refusal say which of several pictures it is about, by its number and the client's name for it."""
     try:
         yield

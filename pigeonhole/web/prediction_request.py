@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
 from pigeonhole.errors import BadParameter, NoImage
-from pigeonhole.web.bodies import Encoding, Filled
-from pigeonhole.web.forms import Sent, how_to_send
-from pigeonhole.web.schemas import BASE64, Absent, Taken, without_null_defaults
+from pigeonhole.web.bodies import Encoding, Submission
+from pigeonhole.web.picture_request import SentPicture, how_to_send
+from pigeonhole.web.schemas import BASE64, Absent, RequestModel, without_null_defaults
 
 MOST = 10_000  # labels listed; more than any learner here has
 IMAGE_FIELDS = ("image", "file", "image_file")  # ours first; the others are what clients of older systems send
@@ -46,7 +46,7 @@ Images = Annotated[
 ]
 
 
-class Options(Taken):
+class Options(RequestModel):
     """What can be asked beside the label."""
 
     refused: ClassVar[dict[str, str]] = {"url": "`url` goes into JSON, or into the query of a GET."}
@@ -59,7 +59,7 @@ class Options(Taken):
     ] = None
 
 
-class InQuery(Taken):
+class InQuery(RequestModel):
     """A picture on the web."""
 
     url: Annotated[Address, Field(description="the address of a picture on the public web")]
@@ -84,31 +84,32 @@ class Encoded(Options, Encoding):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictionRequest:
     """Either pictures or an address; `several` if a list is to be answered."""
 
-    pictures: Sequence[Sent]
+    pictures: Sequence[SentPicture]
     url: str | None
     several: bool
     top: int | Literal["all"] | None
     explain: bool
 
 
-def combined(query: Options, body: Filled | Sent | None) -> Asked:
+def combined(query: Options, body: Submission | SentPicture | None) -> PredictionRequest:
     """What came in the query and in the body, put together.
 
     Raises:
         BadParameter: both a picture and an address, or two values for one thing.
         NoImage: neither a picture nor an address.
     """
-    sent = Filled([body]) if isinstance(body, Sent) else body or Filled([])
+    sent = Submission([body]) if isinstance(body, SentPicture) else body or Submission([])
     inside = sent.parameters or Options()
     url = getattr(inside, "url", None) if body else getattr(query, "url", None)
     if url is not None and (sent.pictures or sent.several):
         raise BadParameter("both a picture and an address were sent; send one of them.")
     if url is None and not sent.pictures:
         raise NoImage("no image found; " + how_to_send(IMAGE_FIELDS))
-    return Asked(sent.pictures, url, sent.several, _one("top", query, inside), bool(_one("explain", query, inside)))
+    top, explain = _one("top", query, inside), bool(_one("explain", query, inside))
+    return PredictionRequest(sent.pictures, url, sent.several, top, explain)
 
 
 def _one(name: str, query: Options, inside: Options) -> Any:
