@@ -84,12 +84,7 @@ def install(api: API, classifier: Classifier) -> None:
         (prediction,) = classifier.classify([classifier.fetched(query.url)])
         return Pairs(predictions=prediction.ranked(classifier.labels))
 
-    @api.post(
-        "/api/v1/model/predict",
-        tag=TAG,
-        bodies=(Form(("image_file",)),),
-        takes_pictures=True,
-    )
+    @api.post("/api/v1/model/predict", tag=TAG, bodies=(Form(("image_file",)),), takes_pictures=True)
     def predict_files(body: Submission) -> Data:
         """The MLflow template: the label of each file, with the file's name."""
         answers = zip(body.pictures, classifier.classify(body.pictures), strict=True)
@@ -99,6 +94,7 @@ def install(api: API, classifier: Classifier) -> None:
         "/image-recognition",
         tag=TAG,
         bodies=(JSON(Recognize, {"img": BadBase64}),),
+        takes_pictures=True,
         refuses=(NotAvailable,),
         example={"img": PICTURE},
     )

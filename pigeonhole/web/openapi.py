@@ -31,9 +31,8 @@ POLICY = (  # Swagger UI draws its icons from data URIs, and its own styles into
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REFERENCE = "#/components/schemas/{model}"
-TOO_LONG = {
-    "414": {"description": "more than 4,094 bytes of path and query", "content": {"text/html": {}}}
-}  # gunicorn's
+# what gunicorn answers before the app sees the request
+TOO_LONG = {"414": {"description": "more than 4,094 bytes of path and query", "content": {"text/html": {}}}}
 # Werkzeug answers 503 to dates that no calendar has, and 412 with the whole file; browsers ask by If-None-Match
 CONDITIONS = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_IF_MATCH")
 DESCRIPTION = """\

@@ -64,6 +64,7 @@ def test_grad_cam_course(client: FlaskClient) -> None:
     response = client.post("/image-recognition", json={"img": base64.b64encode(BLUE).decode()})
     assert (response.status_code, response.json["code"]) == (501, "not_available")
     assert client.post("/image-recognition", json={"img": "@"}).json["code"] == "bad_base64"
+    assert client.post("/image-recognition", json={"img": "aGVsbG8="}).json["code"] == "not_an_image"
 
 
 @pytest.mark.parametrize(
