@@ -54,6 +54,13 @@ class Colours:
         return Prediction(self.labels[strongest], tuple(float(i == strongest) for i in range(4)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> None:
+    """What is loaded by now stays; not looking through it after each test saves minutes."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def leaks(uploads: Path) -> Iterator[None]:
     """Whatever a test does, no upload, no thread and no open file of an upload is left."""

@@ -326,8 +326,8 @@ BOUNDS = {
 def test_bounds(web: Web, cache: Path, bound: str, options: dict[str, object], sentence: str) -> None:
     """A file that is too large, has no room, or is shorter than announced, is refused; the bounds are lower here."""
     web.put("/export.pkl", SMALL, **options)
-    code = "import sys; from pigeonhole import cli; from pigeonhole.model.store import fetching"
-    code = f"{code}; fetching.{bound}; sys.exit(cli.main())"
+    code = "import sys; from argparse import Namespace; from pigeonhole import cli"
+    code = f"{code}; from pigeonhole.model.store import fetching; fetching.{bound}; sys.exit(cli.main())"
     command = [sys.executable, "-c", code, "download", web.url + "/export.pkl"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     told = Ended(done.returncode, done.stdout, done.stderr)
