@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPORT = ROOT / "export.pkl"
 DATA = ROOT.parent / "shared" / "data"
 LIMITS = Limits(pixels=25_000_000, side=10_000)  # the service's own by default
+GRACE = 2  # seconds for a thread that has been told to end
 GUNICORN = (sys.executable, "-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app")
 
 
@@ -68,6 +69,8 @@ def leaks(uploads: Path) -> Iterator[None]:
     yield
     assert list(uploads.iterdir()) == []
     assert [path for path in _open_files() if str(uploads) in path] == []
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(GRACE)
     assert set(threading.enumerate()) - threads == set()
 
 
