@@ -183,6 +183,7 @@ JSON_REFUSALS = {
     "D1 not ASCII": (encoded("ü" * 8), 400, "bad_base64"),
     "D1 spaces": (encoded(" " + TEXT), 400, "bad_base64"),
     "D2 percent-encoded": (encoded("data:image/png,%89PNG"), 400, "bad_base64"),
+    "D2 base64, but not said so": (encoded("data:image/png," + TEXT), 400, "bad_base64"),
     "D2 no comma": (encoded("data:image/png;base64" + TEXT), 400, "bad_base64"),
     "D3 empty": (encoded(""), 400, "empty_image"),
     "D3 null": (b'{"image": null}', 400, "bad_base64"),
