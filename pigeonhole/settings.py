@@ -127,11 +127,11 @@ class Settings(BaseSettings):
 
     @property
     def origins(self) -> frozenset[str]:
-        return frozenset(re.split(r"[\s,]+", self.cors_origins)) - {""}
+        return _by_commas(self.cors_origins)
 
     @property
     def allowed_globals(self) -> frozenset[str]:
-        return frozenset(re.split(r"[\s,]+", self.allow_pickle_globals)) - {""}
+        return _by_commas(self.allow_pickle_globals)
 
     @classmethod
     def load(cls) -> Settings:
@@ -177,6 +177,10 @@ def hush_downloaders() -> None:
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _by_commas(text: str) -> frozenset[str]:
+    return frozenset(re.split(r"[\s,]+", text)) - {""}
 
 
 def _as_text(value: object) -> str:

@@ -64,10 +64,10 @@ class Operation:
     """One method of one path.
 
     `path` is as Flask writes it (`/v2/models/<name>`); `places` are the only values that its variables may have, else
-    it is UnknownModel. `example` is a query, or a body of JSON, that works as it
-    stands. `description` is Markdown; by default it is what the view's docstring says after its first line. `refuses`
-    are errors beyond those that its query, its bodies, pictures and the model bring along. What is answered is of
-    `media_type`; where that is JSON, it is the model that the view returns. `also` is what OpenAPI should say besides.
+    it is UnknownModel. `example` is a query, or a body of JSON, that works as it stands. `description` is Markdown; by
+    default it is what the view's docstring says after its first line. `refuses` are errors beyond those that its query,
+    its bodies, pictures and the model bring along. What is answered is of `media_type`; where that is JSON, it is the
+    model that the view returns. `also` is what OpenAPI should say besides.
     """
 
     method: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -83,7 +84,7 @@ class Form:
     def hint(self) -> str:
         return how_to_send(self.files)
 
-    @property
+    @cached_property  # each request looks at its media types, and pydantic takes its time to make a schema
     def schemas(self) -> Mapping[str, Schema]:
         first, *others = self.files
         files: dict[str, Any] = {first: {"type": "array", "items": FILE, "minItems": 1} if self.several else FILE}

@@ -227,28 +227,20 @@ def _unpacked(behind: bytes, most: int) -> list[bytes]:
     return elements
 
 
-@dataclass(frozen=True)
-class Output:
-    """What goes out under a name: numbers or texts of the same shape."""
-
-    wanted: Wanted
-    values: np.ndarray | list[str] | list[list[str]]
-
-
 def answered(
     response: InferResponse, wanted: Sequence[Wanted], said: Sequence[Prediction], labels: Sequence[str]
 ) -> InferResponse | Response:
     """`response` with the outputs that are wanted, binary ones behind it."""
     behind = []
-    for output in (Output(one, _values(one, said, labels)) for one in wanted):
-        numbers = isinstance(output.values, np.ndarray)
-        shape = list(np.shape(output.values))
-        tensor = OutputTensor(name=output.wanted.name, shape=shape, datatype="FP32" if numbers else "BYTES")
-        if output.wanted.binary:
-            behind.append(_packed(output.values))
+    for one in wanted:
+        values = _values(one, said, labels)
+        datatype: Literal["FP32", "BYTES"] = "FP32" if isinstance(values, np.ndarray) else "BYTES"
+        tensor = OutputTensor(name=one.name, shape=list(np.shape(values)), datatype=datatype)
+        if one.binary:
+            behind.append(_packed(values))
             tensor.parameters = {"binary_data_size": len(behind[-1])}
         else:
-            tensor.data = np.ravel(output.values).tolist()
+            tensor.data = np.ravel(values).tolist()
         response.outputs.append(tensor)
     if not behind:
         return response
