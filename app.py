@@ -14,7 +14,7 @@ from pigeonhole.model.choosing import open_engine
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web import access, dialects, observe, open_inference, openapi, replies
-from pigeonhole.web.answers import Answer, Pong, likely
+from pigeonhole.web.answers import Answer, Explained, Pong, explained, likely
 from pigeonhole.web.api import ABOUT, API, OF_URLS
 from pigeonhole.web.bodies import JSON, Form, Raw, Submission
 from pigeonhole.web.classifier import Classifier, Fetches
@@ -71,15 +71,19 @@ def create_app(
         return answer_to(combined(query, None))
 
     def answer_to(wanted: PredictionRequest) -> Answer:
-        if wanted.explain:
-            raise NotAvailable("where the model looked is not shown here; ask without `explain`.")
         pictures = [classifier.fetched(wanted.url)] if wanted.url is not None else wanted.pictures
-        said = classifier.classify(pictures)
+        shown: list[Explained] | None = None
+        if wanted.explain:
+            explanations = classifier.explain(pictures, wanted.explain_label)
+            said = [prediction for prediction, _ in explanations]
+            shown = [explained(explanation, wanted.explain) for _, explanation in explanations]
+        else:
+            said = classifier.classify(pictures)
         labels = [one.success for one in said]
         ranked = [likely(one, classifier.labels, wanted.top) for one in said] if wanted.top else None
         if wanted.several:
-            return Answer(success=labels, predictions=ranked)
-        return Answer(success=labels[0], predictions=ranked and ranked[0])
+            return Answer(success=labels, predictions=ranked, explanation=shown)
+        return Answer(success=labels[0], predictions=ranked and ranked[0], explanation=shown and shown[0])
 
     @api.get("/ping", tag=ABOUT)
     def ping() -> Pong:

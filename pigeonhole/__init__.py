@@ -11,8 +11,8 @@ The map, and the direction of imports (left may import right, never back):
                     picture_request; as types: prediction_request, answers, tensors -> schemas
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
-                    what serves: choosing -> known_answers -> engine -> card -> recipe; what compiles: compiler ->
-                    pipeline, probes -> card, recipe
+                    what serves: choosing -> known_answers -> explainer -> engine -> card -> recipe; what compiles:
+                    compiler -> tracing -> pipeline, gradcam; probes -> card, recipe
     model/store     where MODEL comes from when it is an address: fetching -> remotes -> troubles, cache -> addresses
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
                     and all of them -> judging -> shapes -> pickles -> names

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from app import create_app
 from pigeonhole.intake.pictures import Limits, open_probe
 from pigeonhole.model.compiler import compile_export
+from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 
@@ -46,6 +48,8 @@ class Colours:
 
     labels: tuple[str, ...] = ("red", "green", "blue", "grey")
     about = {"engine": "colours"}  # noqa: RUF012
+    why_unexplained: str | None = None
+    useful_side: int | None = 96
 
     def predict(self, photo: Photo) -> Prediction:
         picture = photo.decoded()
@@ -53,6 +57,14 @@ class Colours:
         levels = picture.getpixel((picture.width // 2, picture.height // 2))
         strongest = levels.index(max(levels)) if max(levels) - min(levels) > 40 else 3
         return Prediction(self.labels[strongest], tuple(float(i == strongest) for i in range(4)))
+
+    def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
+        """It looks at the middle of a grid of three by three, or, for a label it does not say, at a corner."""
+        prediction = self.predict(photo)
+        place = prediction.place_of(label, self.labels)
+        grid = np.zeros((3, 3), np.float32)
+        grid[(1, 1) if prediction.success == self.labels[place] else (0, 0)] = 1
+        return prediction, Explanation(self.labels[place], photo.decoded().resize((24, 24)), grid)
 
 
 @pytest.fixture(autouse=True, scope="module")

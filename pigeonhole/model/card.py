@@ -22,7 +22,9 @@ from typing import IO, Any
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.model.recipe import Recipe
 
-FORMAT = 1  # of the card and of what the graph takes and gives; another one is compiled anew
+FORMAT = 2  # of the card and of what the graph takes and gives; another one is compiled anew
+PICTURES, LABEL_WEIGHTS = "pictures", "label_weights"  # what the graph takes, by the names of its inputs
+PROBABILITIES, FEATURES, HEATMAP, SEEN = "probabilities", "features", "heatmap", "seen"  # what it may give
 CARD, SEAL = "pigeonhole.card", "pigeonhole.seal"
 LENGTH_DIGITS = 12
 DIGEST_LENGTH = 64  # SHA-256 in hexadecimal
@@ -34,12 +36,14 @@ COMPILE = "run `python -m pigeonhole compile` on the export."
 class Probe:
     """A picture, encoded as it would be uploaded, and what `learner.predict` says of it.
 
-    `probabilities` holds a pair of label and probability for each of the learner's labels, in their order.
+    `probabilities` holds a pair of label and probability for each of the learner's labels, in their order. `grid` is
+    where the learner looked for the most probable label (`explain.Explanation.grid`); None if that cannot be told.
     """
 
     picture: bytes
     success: str | list[str]
     probabilities: tuple[tuple[str, float], ...]
+    grid: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Proof:
     pictures: int
     photos: int  # of these, how many the user named; the others are built in
     largest_difference: float  # of a probability
+    largest_grid_difference: float | None = None  # of where it looked, from 0 to 1; None if that is not shown
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Card:
     """What export.onnx computes, and of which export. `threshold` is that of a multi-label model, else None.
 
     `source` is the SHA-256 of the export, `notebook` that of the notebook.py beside it, None where there was none.
+    `unexplained` says why the graph does not show where it looked; None if it does.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +71,7 @@ class Card:
     notebook: str | None
     proof: Proof
     probes: tuple[Probe, ...]
+    unexplained: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> str:
@@ -87,6 +94,7 @@ class Card:
                 base64.b64decode(probe["picture"]),
                 probe["success"],
                 tuple((str(label), float(probability)) for label, probability in probe["probabilities"]),
+                None if probe["grid"] is None else tuple(tuple(map(float, row)) for row in probe["grid"]),
             )
             for probe in data.pop("probes")
         ]

@@ -1,24 +1,21 @@
 """Compile a learner: its export.pkl becomes export.onnx, proven against `learner.predict` before it is written.
 
-The item transforms become a recipe, everything behind them one ONNX graph: uint8 N×H×W×C in, probabilities N×labels
-out, N free. The same export compiled by the same packages on the same machine gives the same bytes.
+The item transforms become a recipe, everything behind them one ONNX graph. The same export compiled by the same
+packages on the same machine gives the same bytes.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import io
-import logging
 import os
 import platform
-import re
-import warnings
 from collections.abc import Callable, Collection, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,25 +24,21 @@ from pigeonhole.errors import CompiledFileError, FolderError, NotCompiled, Packa
 from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, write_compiled
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer, margin, openvino_core
+from pigeonhole.model.explainer import Explainer
 from pigeonhole.model.export.container import check_file
-from pigeonhole.model.known_answers import EXACT, OpenPhoto, agree, deviation, furthest
+from pigeonhole.model.known_answers import EXACT, EXACT_GRID, OpenPhoto, agree, deviation, furthest, grid_difference
 from pigeonhole.model.learner import LearnerEngine, open_learner
 from pigeonhole.model.pipeline import Pipeline, understand
 from pigeonhole.model.predictor import Photo, Prediction
 from pigeonhole.model.probes import Judged, blends, candidates, most_telling
 from pigeonhole.model.recipe import Recipe
+from pigeonhole.model.tracing import answering, first_line, trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
-OPSET = 20  # of ONNX
-INPUT, OUTPUT = "pictures", "probabilities"
 PACKAGES = ("fastai", "timm", "torch", "torchvision", "onnx", "onnxscript", "openvino", "numpy", "pillow")
 NAMED = 5  # pictures whose answer differs that a refusal names
-
-TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Progress = Callable[[str], None]
 
@@ -84,8 +77,8 @@ def compile_export(
         built_in = _ask_about_ours(engine, open_photo, pipeline.recipe)
         asked = [*built_in, *(_asked(engine, open_photo, str(photo), photo.read_bytes) for photo in photos)]
     tell("tracing the network")
-    graph = trace(pipeline, len(engine.labels))
-    unproven = Card(
+    graph, unexplained = _traced(pipeline, engine)
+    card = Card(
         labels=engine.labels,
         recipe=pipeline.recipe,
         threshold=pipeline.threshold,
@@ -93,23 +86,33 @@ def compile_export(
         notebook=notebook_sha256,
         proof=Proof(0, 0, 0.0),
         probes=(),
+        unexplained=unexplained,
         versions=_versions(),
     )
     tell("proving")
-    largest = prove(graph, unproven, asked, open_photo)
+    card = replace(card, proof=Proof(len(asked), len(photos), prove(graph, card, asked, open_photo)))
+    if card.unexplained is None:
+        tell("proving where it looks")
+        with _nothing_random():
+            built_in = [_with_grid(picture, engine, open_photo) for picture in built_in]
+        graph, card = _with_proven_grids(graph, card, built_in, pipeline, open_photo)
     judged = [_judged(picture, engine, pipeline, open_photo) for picture in built_in]
-    card = replace(unproven, proof=Proof(len(asked), len(photos), largest), probes=most_telling(judged))
+    card = replace(card, probes=most_telling(judged))
     write_compiled(output, graph, card)
     return card
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture, by a name to complain of it under, and what learner.predict said of it."""
+    """A picture, by a name to complain of it under, and what learner.predict said of it.
+
+    `grid` is where it looked for the most probable label, if that was asked and can be told.
+    """
 
     name: str
     read: Callable[[], bytes]
     said: Prediction
+    grid: np.ndarray | None = None
 
 
 def as_table(card: Card, output: Path) -> str:
@@ -119,10 +122,16 @@ def as_table(card: Card, output: Path) -> str:
         ("pictures", f"{proof.pictures}, of which {proof.photos} yours"),
         ("same label as learner.predict", f"{proof.pictures} of {proof.pictures}"),
         ("largest difference of a probability", f"{proof.largest_difference:.1e} (allowed: {EXACT:g})"),
+        ("where it looks", _grids_in_words(card)),
         ("compiled from SHA-256", card.source),
         ("written", f"{output}, {output.stat().st_size / 1e6:.1f} MB"),
     ]
     return "\n".join(f"{name:<37}{value}" for name, value in rows)
+
+
+def _grids_in_words(card: Card) -> str:
+    largest = card.proof.largest_grid_difference
+    return card.unexplained or f"heatmaps differ by {largest:.1e} (allowed: {EXACT_GRID:g})"
 
 
 def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhoto) -> float:
@@ -135,7 +144,7 @@ def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhot
         network = OpenVINONetwork(openvino_core().read_model(graph), "float32", cores=1)
         answers = [_answered(network, card, open_photo(io.BytesIO(picture.read()))) for picture in asked]
     except RuntimeError as error:
-        raise NotCompiled(f"OpenVINO cannot run the network ({_first_line(error)}).") from error
+        raise NotCompiled(f"OpenVINO cannot run the network ({first_line(error)}).") from error
     pairs = list(zip(asked, answers, strict=True))
     largest = float(np.max([furthest(answer.probabilities, picture.said.probabilities) for picture, answer in pairs]))
     wrong = [picture.name for picture, answer in pairs if answer.success != picture.said.success]
@@ -151,6 +160,52 @@ def prove(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhot
     return largest
 
 
+def prove_explanations(graph: bytes, card: Card, asked: Sequence[Asked], open_photo: OpenPhoto) -> float:
+    """Compare where the graph looks with where the learner did, and return the largest difference of a grid.
+
+    Raises:
+        NotCompiled: one differs by more than `EXACT_GRID`, or OpenVINO cannot run that part of the graph.
+    """
+    try:
+        explainer = Explainer(openvino_core().read_model(graph), cores=1)
+        grids = [
+            explainer.explain(card, card.recipe.apply(open_photo(io.BytesIO(picture.read())).decoded()))[1].grid
+            for picture in asked
+        ]
+    except RuntimeError as error:
+        raise NotCompiled(f"OpenVINO cannot run what shows it ({first_line(error)}).") from error
+    largest = max(grid_difference(grid, picture.grid) for grid, picture in zip(grids, asked, strict=True))
+    if not largest <= EXACT_GRID:
+        raise NotCompiled(f"its heatmaps differ from the learner's by up to {largest:.2g}; {EXACT_GRID:g} is allowed.")
+    return largest
+
+
+def _traced(pipeline: Pipeline, engine: LearnerEngine) -> tuple[bytes, str | None]:
+    """The graph, and why it does not show where it looked; None if it does."""
+    if engine.features is None:
+        return trace(pipeline, len(engine.labels)), engine.why_unexplained
+    try:
+        return trace(pipeline, len(engine.labels), engine.features), None
+    except NotCompiled as error:
+        graph = trace(pipeline, len(engine.labels))
+        return graph, _unexplained(error)
+
+
+def _with_proven_grids(
+    graph: bytes, card: Card, asked: Sequence[Asked], pipeline: Pipeline, open_photo: OpenPhoto
+) -> tuple[bytes, Card]:
+    """Both with the proof of where the graph looks; if it does not hold, without anything that shows it."""
+    try:
+        largest = prove_explanations(graph, card, asked, open_photo)
+    except NotCompiled as error:
+        return trace(pipeline, len(card.labels)), replace(card, unexplained=_unexplained(error))
+    return graph, replace(card, proof=replace(card.proof, largest_grid_difference=largest))
+
+
+def _unexplained(error: NotCompiled) -> str:
+    return f"where this network looked cannot be shown by the compiled model: {error}"
+
+
 def _answered(network: OpenVINONetwork, card: Card, photo: Photo) -> Prediction:
     return answer(card, network(card.recipe.apply(photo.decoded())))
 
@@ -160,6 +215,11 @@ def _asked(engine: LearnerEngine, open_photo: OpenPhoto, name: str, read: Callab
         return Asked(name, read, engine.predict(open_photo(io.BytesIO(read()))))
     except (RequestError, OSError) as error:
         raise FolderError(f"{name} cannot be used: {error}") from error
+
+
+def _with_grid(asked: Asked, engine: LearnerEngine, open_photo: OpenPhoto) -> Asked:
+    _, explanation = engine.explain(open_photo(io.BytesIO(asked.read())))
+    return replace(asked, grid=explanation.grid)
 
 
 def _ask_about_ours(engine: LearnerEngine, open_photo: OpenPhoto, recipe: Recipe) -> list[Asked]:
@@ -183,96 +243,21 @@ def _judged(asked: Asked, engine: LearnerEngine, pipeline: Pipeline, open_photo:
     photo = open_photo(io.BytesIO(asked.read()))
     pixels = torch.from_numpy(pipeline.recipe.apply(photo.decoded())[None].copy())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fast = _graph_of(pipeline)(pixels)[0].float().numpy()
+        fast = answering(pipeline)(pixels)[0].float().numpy()
     exact = np.array(asked.said.probabilities)
     return Judged(
-        probe=Probe(asked.read(), asked.said.success, tuple(zip(engine.labels, asked.said.probabilities, strict=True))),
+        probe=Probe(
+            picture=asked.read(),
+            success=asked.said.success,
+            probabilities=tuple(zip(engine.labels, asked.said.probabilities, strict=True)),
+            grid=None
+            if asked.grid is None
+            else tuple(tuple(round(float(heat), 5) for heat in row) for row in asked.grid),
+        ),
         is_large=photo.reduction(pipeline.recipe.allows_shrinking) > 1,
         margin=margin(exact, pipeline.threshold),
         deviation=max(deviation(exact, fast, pipeline.threshold), default=0.0),
     )
-
-
-def trace(pipeline: Pipeline, labels: int) -> bytes:
-    """The graph behind the recipe as an ONNX model, serialized.
-
-    Raises:
-        NotCompiled: the network does something that torch.export or ONNX cannot express.
-    """
-    import torch
-
-    assert pipeline.recipe.size is not None
-    width, height = pipeline.recipe.size
-    example = torch.zeros(2, height, width, pipeline.recipe.channels, dtype=torch.uint8)
-    graph = _graph_of(pipeline)
-    try:
-        with torch.no_grad():
-            shape = tuple(graph(example).shape)
-        if shape != (2, labels):
-            raise NotCompiled(f"for two pictures the network answers in the shape {shape}, not (2, {labels}).")
-        with _silence():
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={"pictures": {0: torch.export.Dim("N", min=1)}},
-                verbose=False,
-            )
-        assert program is not None
-        return _tidied(program.model_proto)
-    except NotCompiled:
-        raise
-    except Exception as error:  # of the network, of torch.export, of ONNX, which knows no file over 2 GB
-        raise NotCompiled(f"the network cannot be traced ({type(error).__name__}: {_first_line(error)}).") from error
-
-
-def _first_line(error: Exception) -> str:
-    return TERMINAL_COLOURS.sub("", next(iter(str(error).strip().splitlines()), ""))
-
-
-def _graph_of(pipeline: Pipeline) -> Any:
-    import torch
-
-    class Graph(torch.nn.Module):
-        """From uint8 N×H×W×C to probabilities."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = pipeline.network.eval()
-
-        def forward(self, pictures: Tensor) -> Tensor:
-            batch = pictures.permute(0, 3, 1, 2)
-            for step in pipeline.batch:
-                batch = step(batch)
-            outputs = self.network(batch)
-            return torch.softmax(outputs, -1) if pipeline.activation == "softmax" else torch.sigmoid(outputs)
-
-    return Graph().eval()
-
-
-def _tidied(model: Any) -> bytes:
-    """Without what tells of this machine (source files, stack traces), and what nobody needs (shapes in between)."""
-    for holder in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.functions):
-        holder.doc_string = ""
-        del holder.metadata_props[:]
-    del model.graph.value_info[:]
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter prints and warns of its own inner life."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger().setLevel(level)
 
 
 @contextmanager

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from pigeonhole.model.card import Card
+from pigeonhole.model.card import PICTURES, PROBABILITIES, Card
 from pigeonhole.model.predictor import Photo, Prediction
 
 if TYPE_CHECKING:
     import openvino
+
+    from pigeonhole.model.explain import Explanation
 
 NAMES = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's, of the precisions
 NumberFormat = Literal["float32", "bfloat16"]
@@ -30,6 +32,7 @@ WAYS = ("fast", "exact", "rerun")  # the guard sent a rerun on to the exact way
 SAFETY = 5  # times the largest deviation seen
 RELATIVE = 0.01  # of the range of log-odds; bfloat16 is off by up to 2**-9 at each of a network's many roundings
 NEVER_ZERO = 1e-37  # about the smallest float32; what a probability is at least, for its logarithm
+OTHER_HERE = "where the model looked does not come out on this machine as it was proven; it is not shown."
 NEVER_ONE = 1 - 2.0**-24  # the last float32 before 1; a sigmoid that says 1 may mean less
 
 
@@ -55,26 +58,65 @@ def openvino_core() -> openvino.Core:
     return openvino.Core()
 
 
+def part(
+    model: openvino.Model, outputs: Sequence[str], inputs: Sequence[str], begin: str | None = None
+) -> openvino.Model:
+    """The part of `model`, which stays as it is, that computes `outputs` of `inputs`.
+
+    With `begin`, an output of `model`, it begins with that one as its first input, for one picture.
+    """
+    import openvino
+    from openvino import opset13
+    from openvino.passes import ConstantFolding, Manager
+
+    copy = model.clone()
+    results = [copy.output(name).get_node() for name in outputs]
+    parameters = [copy.input(name).get_node() for name in inputs]
+    if begin is not None:
+        first = copy.input(PICTURES)
+        copy.reshape({PICTURES: [1, *list(first.get_partial_shape())[1:]]})
+        folding = Manager()
+        folding.register_pass(ConstantFolding())  # of what asks how many pictures there are
+        folding.run_passes(copy)
+        source = copy.output(begin).get_node().input_value(0)
+        parameter = opset13.parameter(source.get_partial_shape(), source.get_element_type(), name=begin)
+        for target in source.get_target_inputs():
+            target.replace_source_output(parameter.output(0))
+        parameter.output(0).set_names({begin})
+        parameters = [parameter, *parameters]
+    return openvino.Model(results, parameters)
+
+
+def compile_part(model: openvino.Model, precision: NumberFormat, cores: int) -> openvino.CompiledModel:
+    """In one precision, which is never left to OpenVINO: it would choose bfloat16 itself."""
+    return openvino_core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": NAMES[precision],
+            "NUM_STREAMS": max(1, cores // THREADS_A_STREAM),
+            "INFERENCE_NUM_THREADS": cores,
+        },
+    )
+
+
 class OpenVINONetwork:
-    """The graph of export.onnx in one precision, which is never left to OpenVINO: it would choose bfloat16 itself.
+    """What answers, of the graph of export.onnx, in one precision; `also` names outputs that come along.
 
     An infer request belongs to one caller at a time; as many are made as there were callers at once.
     """
 
-    def __init__(self, model: openvino.Model, precision: NumberFormat, cores: int) -> None:
-        self._compiled = openvino_core().compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": NAMES[precision],
-                "NUM_STREAMS": max(1, cores // THREADS_A_STREAM),
-                "INFERENCE_NUM_THREADS": cores,
-            },
-        )
+    def __init__(self, model: openvino.Model, precision: NumberFormat, cores: int, also: Sequence[str] = ()) -> None:
+        self._names = (PROBABILITIES, *also)
+        self._compiled = compile_part(part(model, self._names, [PICTURES]), precision, cores)
         self.precision: NumberFormat = precision
         self._idle: deque[Any] = deque()  # requests nobody uses; appending and popping are atomic
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return self.outputs(pixels, self._names[:1])[0]
+
+    def outputs(self, pixels: np.ndarray, names: Sequence[str] = ()) -> list[np.ndarray]:
+        """The outputs called `names`, by default all, of one picture."""
         try:
             request = self._idle.pop()
         except IndexError:
@@ -83,7 +125,7 @@ class OpenVINONetwork:
         held[0] = pixels
         try:
             request.infer()
-            return np.array(request.get_output_tensor().data[0])
+            return [np.array(request.get_tensor(name).data[0]) for name in names or self._names]
         finally:
             held[:] = 0  # a request that waits holds nobody's picture
             self._idle.append(request)
@@ -145,18 +187,38 @@ class FastWay:
     guard: Guard
 
 
+class Explains(Protocol):
+    """What shows where a model looked; see `explainer.Explainer`."""
+
+    def explain(self, card: Card, pixels: np.ndarray, label: str | None = None) -> tuple[Prediction, Explanation]: ...
+
+
 class CompiledEngine:
     """export.onnx, ready to answer from many threads at once; without a `fast` way every answer is exact.
 
-    `network` computes in float32. `count` is called with the way that each picture went.
+    `network` computes in float32. `count` is called with the way that each picture went. Without an `explainer`, where
+    the model looked is not shown.
     """
 
     def __init__(
-        self, card: Card, exact: Network, fast: FastWay | None, count: Callable[[str], object] = lambda way: None
+        self,
+        card: Card,
+        exact: Network,
+        fast: FastWay | None,
+        count: Callable[[str], object] = lambda way: None,
+        explainer: Explains | None = None,
     ) -> None:
         self.card, self.labels = card, card.labels
         self.network, self._fast = exact, fast
-        self._count = count
+        self._count, self.explainer = count, explainer
+
+    @property
+    def why_unexplained(self) -> str | None:
+        return None if self.explainer else self.card.unexplained or OTHER_HERE
+
+    @property
+    def useful_side(self) -> int | None:
+        return self.card.recipe.useful_side
 
     @property
     def about(self) -> dict[str, str]:
@@ -185,6 +247,12 @@ class CompiledEngine:
             return self._counted("fast", answer(self.card, probabilities))
         whole = pixels if reduction == 1 else self.pixels(photo)
         return self._counted("rerun", answer(self.card, self.network(whole)))
+
+    def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
+        """The exact way, and where it looked."""
+        assert self.explainer is not None
+        self._count("exact")
+        return self.explainer.explain(self.card, self.pixels(photo), label)
 
     def exactly(self, photo: Photo) -> Prediction:
         """All pixels, float32."""

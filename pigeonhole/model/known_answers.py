@@ -26,7 +26,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -34,7 +34,9 @@ from pigeonhole.errors import CompiledFileError, PackagesMissing
 from pigeonhole.model.card import COMPILE, Card, Probe, read_card
 from pigeonhole.model.cores import usable_cores
 from pigeonhole.model.engine import (
+    OTHER_HERE,
     CompiledEngine,
+    Explains,
     FastWay,
     Guard,
     Network,
@@ -43,6 +45,7 @@ from pigeonhole.model.engine import (
     log_odds,
     openvino_core,
 )
+from pigeonhole.model.explainer import Explainer
 from pigeonhole.model.predictor import Photo, Prediction
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,9 @@ OpenPhoto = Callable[[IO[bytes]], Photo]
 Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
+EXACT_GRID = (
+    1e-3  # largest difference of where it looked from where the learner did, of a grid whose largest value is 1
+)
 FAST = 0.05  # the same of an answer of the fast way that the guard admits; probes are the worst pictures found
 LOG_ODDS = 0.01  # the same as EXACT for certain answers, whose probabilities hardly move; and a thousandth of log p
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
@@ -84,25 +90,29 @@ def load_compiled(
     cores = max(1, usable_cores() // workers)
     try:
         model = core.read_model(path)
-        exact = CompiledEngine(card, OpenVINONetwork(model, "float32", cores), None, count)
+        explainer = Explainer(model, cores) if card.unexplained is None else None
+        network = explainer.network if explainer else OpenVINONetwork(model, "float32", cores)
+        exact = CompiledEngine(card, network, None, count)
         answers = check_exact(exact, open_photo)
     except CompiledFileError:
         raise
     except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
         raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
+    if explainer and looks_as_proven(exact, explainer, open_photo):
+        exact.explainer = explainer
     if precision == "exact":
         return exact
     try:
         has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
-        guard = guard_of(exact, answers, network, open_photo)
+        fast = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
+        guard = guard_of(exact, answers, fast, open_photo)
     except Exception:  # of OpenVINO
         log.warning("the fast way of %s does not run on this machine; it is not used", path, exc_info=True)
         return exact
     if guard is None:
         log.warning("the fast way of %s is too far off on this machine, or cannot be judged; it is not used", path)
         return exact
-    return CompiledEngine(card, exact.network, FastWay(network, guard), count)
+    return CompiledEngine(card, exact.network, FastWay(fast, guard), count, exact.explainer)
 
 
 def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
@@ -128,6 +138,23 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
                 f"compile the export again, here."
             )
     return predictions
+
+
+def looks_as_proven(engine: CompiledEngine, explainer: Explains, open_photo: OpenPhoto) -> bool:
+    """Ask where it looks in the probe of which most speaks for its label, and compare with the file."""
+    card = engine.card
+    probe = max(card.probes, key=lambda probe: np.count_nonzero(probe.grid or 0))
+    pixels = engine.pixels(open_photo(io.BytesIO(probe.picture)))
+    off = grid_difference(explainer.explain(card, pixels)[1].grid, probe.grid)
+    if not off <= EXACT_GRID:
+        log.warning("%s (off by %.2g)", OTHER_HERE, off)
+        return False
+    return True
+
+
+def grid_difference(grid: np.ndarray, expected: Any) -> float:
+    """The largest difference of two grids; infinite if their shapes differ, NaN if one holds no number."""
+    return float(np.abs(grid - expected).max()) if grid.shape == np.shape(expected) else math.inf
 
 
 def guard_of(

@@ -14,7 +14,9 @@ import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -23,16 +25,19 @@ import numpy as np
 
 from pigeonhole.errors import ModelFileError
 from pigeonhole.model.doctor import diagnose_file, mind, not_provided, notebook_beside
+from pigeonhole.model.explain import Explanation, as_picture, normalized
 from pigeonhole.model.export.building import PickleModule
 from pigeonhole.model.export.container import check_file, opened
 from pigeonhole.model.export.drift import complete
 from pigeonhole.model.export.standins import NotProvided, StandIn
+from pigeonhole.model.gradcam import NO_FEATURES, Place, gradcam, last_features
 from pigeonhole.model.predictor import Photo, Prediction, Shown
 from pigeonhole.model.torch_ready import import_torch
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
     from PIL.Image import Image
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -186,12 +191,43 @@ class LearnerEngine:
     def predict(self, photo: Photo) -> Prediction:
         item = self._as_item(photo.decoded())
         with self._one_at_a_time:
-            before = dict(vars(self._learner))
-            try:
-                decoded, _, probabilities = self._learner.predict(item)
-            finally:
-                vars(self._learner).clear()
-                vars(self._learner).update(before)
+            return self._predicted(item)
+
+    def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
+        """The network computes twice: in `learner.predict`, and with a gradient behind its features."""
+        features, item = self.features, self._as_item(photo.decoded())
+        assert features is not None
+        with self._one_at_a_time:
+            with _batch_of(self._learner.model) as batches:
+                prediction = self._predicted(item)
+            place = prediction.place_of(label, self.labels)
+            (heatmap,) = gradcam(self._learner.model, features, batches[0], place)
+        seen = as_picture(_before_normalizing(self._learner, batches[0]))
+        return prediction, Explanation(self.labels[place], seen, normalized(heatmap))
+
+    @cached_property
+    def features(self) -> Place | None:
+        """Where its network has its last convolutional features."""
+        item = self._as_item(blank_picture())
+        with self._one_at_a_time:
+            return last_features(self._learner.model, lambda: self._predicted(item))
+
+    @property
+    def why_unexplained(self) -> str | None:
+        return NO_FEATURES if self.features is None else None
+
+    @property
+    def useful_side(self) -> int | None:
+        """Not known: what the learner does to a picture is fastai's to say."""
+        return None
+
+    def _predicted(self, item: Any) -> Prediction:
+        before = dict(vars(self._learner))
+        try:
+            decoded, _, probabilities = self._learner.predict(item)
+        finally:
+            vars(self._learner).clear()
+            vars(self._learner).update(before)
         # fastai decodes to a str for one label and to a list for a multi-label learner
         success = str(decoded) if isinstance(decoded, str) else [str(label) for label in decoded]
         return Prediction(success, tuple(probabilities.tolist()))
@@ -209,6 +245,33 @@ class LearnerEngine:
 
     def _as_item(self, picture: Image) -> Any:
         return self._item_class(picture.convert(self.mode))  # convert copies, and fastai makes the copy one of its own
+
+
+@contextmanager
+def _batch_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Note what `network` is called with, as torch's own tensors."""
+    import torch
+
+    batches: list[Tensor] = []
+    handle = network.register_forward_pre_hook(
+        lambda module, given: batches.append(given[0].detach().as_subclass(torch.Tensor))
+    )
+    try:
+        yield batches
+    finally:
+        handle.remove()
+
+
+def _before_normalizing(learner: Learner, batch: Tensor) -> np.ndarray:
+    """The first picture of `batch` as the network saw it: uint8, height × width × channels."""
+    scale = 1.0
+    for transform in reversed(list(learner.dls.valid.after_batch.fs)):
+        if type(transform).__name__ == "Normalize":
+            batch = batch * transform.std.to(batch) + transform.mean.to(batch)
+        elif type(transform).__name__ == "IntToFloatTensor":
+            scale = float(transform.div or 1)
+    pixels = (batch[0] * scale).round().clamp(0, 255).permute(1, 2, 0)
+    return np.asarray(pixels.cpu().numpy().astype(np.uint8))
 
 
 def _labels(learner: Learner) -> tuple[str, ...]:

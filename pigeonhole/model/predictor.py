@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from pigeonhole.errors import ModelFault, NotReady, RequestError, StartError
+from pigeonhole.errors import BadParameter, ModelFault, NotAvailable, NotReady, RequestError, StartError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pigeonhole.model.explain import Explanation
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,10 @@ class Prediction:
     def ranked(self, labels: Sequence[str]) -> list[tuple[str, float]]:
         """Each of the engine's `labels` with its probability, best first; of equals, the first label first."""
         return sorted(zip(labels, self.probabilities, strict=True), key=lambda pair: -pair[1])
+
+    def place_of(self, label: str | None, labels: Sequence[str]) -> int:
+        """Where `label` stands among the engine's `labels`; of None, where the most probable one does."""
+        return max(range(len(labels)), key=self.probabilities.__getitem__) if label is None else labels.index(label)
 
 
 class Photo(Protocol):
@@ -64,7 +71,7 @@ class Shown:
 
 
 class Engine(Protocol):
-    """What can answer for a model; `predict` may be called from many threads at once."""
+    """What can answer for a model; `predict` and `explain` may be called from many threads at once."""
 
     labels: tuple[str, ...]
 
@@ -72,7 +79,18 @@ class Engine(Protocol):
     def about(self) -> dict[str, str]:
         """Its name, its precision and the SHA-256 of the export."""
 
+    @property
+    def why_unexplained(self) -> str | None:
+        """Why where the model looked cannot be shown, as a sentence; None if it can."""
+
+    @property
+    def useful_side(self) -> int | None:
+        """In pixels: a photo whose shorter side is longer may be shrunk to it beforehand; None if none may."""
+
     def predict(self, photo: Photo) -> Prediction: ...
+
+    def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
+        """What `predict` says, and where the model looked for `label`, by default the most probable one."""
 
 
 class Predictor:
@@ -131,12 +149,43 @@ class Predictor:
             ModelFault: the engine failed, or its probabilities are no numbers.
         """
         engine = self.load_or_refuse()
-        try:
-            prediction = engine.predict(photo)
-        except RequestError:
-            raise
-        except Exception as error:
-            raise ModelFault("the model failed on this picture.") from error
-        if not all(map(math.isfinite, prediction.probabilities)):
-            raise ModelFault("the model's answer is not a number.")
-        return prediction
+        with _guarded():
+            return _finite(engine.predict(photo))
+
+    def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
+        """What the model says of `photo`, and where it looked for `label`, by default the most probable one.
+
+        Raises:
+            BadParameter: there is no such label.
+            NotAvailable: it cannot be shown for this model.
+            RequestError, NotReady, ModelFault: as `predict`.
+        """
+        engine = self.check_explainable(label)
+        with _guarded():
+            prediction, explanation = engine.explain(photo, label)
+            return _finite(prediction), explanation
+
+    def check_explainable(self, label: str | None = None) -> Engine:
+        """The engine, if it can show where it looks for `label`; raises as `explain`."""
+        engine = self.load_or_refuse()
+        if engine.why_unexplained is not None:
+            raise NotAvailable(engine.why_unexplained)
+        if label is not None and label not in engine.labels:
+            raise BadParameter("`explain_label` is none of the model's labels; `top=all` lists them.")
+        return engine
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    try:
+        yield
+    except (RequestError, ModelFault):
+        raise
+    except Exception as error:
+        raise ModelFault("the model failed on this picture.") from error
+
+
+def _finite(prediction: Prediction) -> Prediction:
+    if not all(map(math.isfinite, prediction.probabilities)):
+        raise ModelFault("the model's answer is not a number.")
+    return prediction

@@ -189,6 +189,17 @@ class Recipe:
         """How many pixels of a picture of `size` become one, along each side."""
         return self.steps[0].shrinks_by(size) if self.steps else 1.0
 
+    @property
+    def useful_side(self) -> int | None:
+        """In pixels: of a photo whose shorter side is longer, `OVERSAMPLING` times what is needed is left at this.
+
+        None where a first step cuts out pixels as they are: there a smaller photo would show more of the scene.
+        """
+        scale = self.shrinks_by((1000, 1000)) / 1000
+        if not math.isclose(self.shrinks_by((2000, 2000)), 2000 * scale):
+            return None
+        return math.ceil(OVERSAMPLING / scale)
+
     def allows_shrinking(self, size: Size, factor: int) -> bool:
         """May a picture of `size` be shrunk by `factor` beforehand? `OVERSAMPLING` times what is needed has to be left.
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import BoundedSemaphore
-from typing import IO, Protocol, cast
+from typing import IO, Protocol, TypeVar, cast
 
 from flask import request
 
 from pigeonhole.errors import URLNotAllowed, URLOff
 from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
-from pigeonhole.model.predictor import Prediction, Predictor
+from pigeonhole.model.explain import Explanation
+from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
+
+T = TypeVar("T")
 
 
 class Fetches(Protocol):
@@ -44,12 +47,26 @@ class Classifier:
             RequestError: a picture is refused.
             NotReady, ModelFault: as `Predictor.predict`.
         """
-        predictions = []
+        return self._each(pictures, self._predictor.predict)
+
+    def explain(
+        self, pictures: Sequence[SentPicture], label: str | None = None
+    ) -> list[tuple[Prediction, Explanation]]:
+        """For each, what `classify` says of it, and where the model looked for `label`.
+
+        Raises:
+            BadParameter, NotAvailable: as `Predictor.explain`.
+            RequestError, NotReady, ModelFault: as `classify`.
+        """
+        self._predictor.check_explainable(label)  # once, since it is not the first picture's fault
+        return self._each(pictures, lambda photo: self._predictor.explain(photo, label))
+
+    def _each(self, pictures: Sequence[SentPicture], ask: Callable[[Photo], T]) -> list[T]:
+        answers = []
         for number, picture in enumerate(pictures, 1):
             with blamed_on(picture, number, len(pictures)), self._in_hand:
-                photo = open_photo(picture.file, self._limits, self._settings.orientation)
-                predictions.append(self._predictor.predict(photo))
-        return predictions
+                answers.append(ask(open_photo(picture.file, self._limits, self._settings.orientation)))
+        return answers
 
     def fetched(self, url: str) -> SentPicture:
         """The picture at `url`, kept like an upload.

@@ -7,11 +7,13 @@ Errors are ours.
 
 from __future__ import annotations
 
-from typing import Annotated
+import base64
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from pigeonhole.errors import BadBase64, NotAvailable
+from pigeonhole.web.answers import Labels, png
 from pigeonhole.web.api import API, OF_URLS
 from pigeonhole.web.bodies import JSON, Encoding, Form, Submission
 from pigeonhole.web.classifier import Classifier
@@ -64,9 +66,9 @@ class Recognized(ResponseModel):
 
     example = {"success": True, "gradcam": PICTURE, "label": "sparrow"}
 
-    success: bool
+    success: Literal[True]
     gradcam: str
-    label: str
+    label: Labels
 
 
 def install(api: API, classifier: Classifier) -> None:
@@ -99,6 +101,7 @@ def install(api: API, classifier: Classifier) -> None:
         example={"img": PICTURE},
     )
     def recognize(body: Submission) -> Recognized:
-        """The FastAPI and Grad-CAM course: a label with its heatmap. Heatmaps are not drawn: 501."""
-        classifier.classify(body.pictures)
-        raise NotAvailable("heatmaps are not drawn here; POST the picture to /predict for its label.")
+        """The FastAPI and Grad-CAM course: a label, and the heatmap over the picture as base64 of a PNG."""
+        ((prediction, explanation),) = classifier.explain(body.pictures)
+        gradcam = base64.b64encode(png(explanation.overlay())).decode()
+        return Recognized(success=True, gradcam=gradcam, label=prediction.success)

@@ -36,7 +36,9 @@ def _image_or_url(schema: dict[str, Any]) -> None:
 
 TOP = {"oneOf": [{"type": "integer", "minimum": 1, "maximum": MOST}, {"const": "all"}], "examples": [3]}
 Top = Annotated[Annotated[int, Field(ge=1, le=MOST)] | Literal["all"], BeforeValidator(_number), WithJsonSchema(TOP)]
-Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"type": "boolean", "examples": [False]})]
+HOW = {"oneOf": [{"type": "boolean"}, {"const": "raw"}], "examples": [True]}
+How = Annotated[bool | Literal["raw"], BeforeValidator(_flag), WithJsonSchema(HOW)]
+Label = Annotated[str, WithJsonSchema({"type": "string"})]
 Base64 = Annotated[str, WithJsonSchema(BASE64)]
 Address = Annotated[
     str, WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://", "maxLength": 2048})
@@ -55,7 +57,15 @@ class Options(RequestModel):
         Top | Absent, Field(description=f"how many labels to list, the most probable first: 1 to {MOST}, or all")
     ] = None
     explain: Annotated[
-        Flag | Absent, Field(description="whether to show where the model looked, 0 or 1; 1 is answered with 501")
+        How | Absent,
+        Field(
+            description="whether to show where the model looked: 0, 1 for a heatmap over the picture, "
+            "or raw for the numbers"
+        ),
+    ] = None
+    explain_label: Annotated[
+        Label | Absent,
+        Field(description="the label to show it for, by default the most probable one; brings `explain` along"),
     ] = None
 
 
@@ -91,7 +101,8 @@ class PredictionRequest:
     url: str | None
     several: bool
     top: int | Literal["all"] | None
-    explain: bool
+    explain: bool | Literal["raw"]
+    explain_label: str | None
 
 
 def combined(query: Options, body: Submission | SentPicture | None) -> PredictionRequest:
@@ -108,8 +119,17 @@ def combined(query: Options, body: Submission | SentPicture | None) -> Predictio
         raise BadParameter("both a picture and an address were sent; send one of them.")
     if url is None and not sent.pictures:
         raise NoImage("no image found; " + how_to_send(IMAGE_FIELDS))
-    top, explain = _one("top", query, inside), bool(_one("explain", query, inside))
-    return PredictionRequest(sent.pictures, url, sent.several, top, explain)
+    explain, label = _one("explain", query, inside), _one("explain_label", query, inside)
+    if label is not None and explain is False:
+        raise BadParameter("`explain_label` asks for what `explain` says no to; leave one of them out.")
+    return PredictionRequest(
+        pictures=sent.pictures,
+        url=url,
+        several=sent.several,
+        top=_one("top", query, inside),
+        explain=label is not None if explain is None else explain,
+        explain_label=label,
+    )
 
 
 def _one(name: str, query: Options, inside: Options) -> Any:

@@ -47,7 +47,8 @@ def with_flipped_bit(path: Path, output: Path, place: int) -> Path:
     import onnx
 
     model = onnx.load_from_string(graph_of(path))
-    kernels = [tensor for tensor in model.graph.initializer if len(tensor.dims) >= 2]
+    weighing = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    kernels = [tensor for tensor in model.graph.initializer if tensor.name in weighing]
     weights = onnx.numpy_helper.to_array(kernels[place]).copy()
     bits = weights.reshape(-1).view(np.uint32)
     bits[np.abs(weights).argmax()] ^= 1 << 30

@@ -18,7 +18,7 @@ from PIL import ImageStat
 from pigeonhole.cli import main
 from pigeonhole.errors import CompiledFileError, NotCompiled
 from pigeonhole.intake.pictures import open_probe
-from pigeonhole.model import compiler
+from pigeonhole.model import compiler, tracing
 from pigeonhole.model.card import read_card, sha256_of, write_compiled
 from pigeonhole.model.compiler import Asked, compile_export, prove
 from pigeonhole.model.engine import openvino_core
@@ -267,8 +267,8 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.Mon
     engine = open_learner(FOLDER / "plain.pkl")
     pipeline = understand(engine.learner, engine.mode)
     with pytest.raises(NotCompiled, match="the network cannot be traced"):
-        compiler.trace(replace(pipeline, network=Fickle()), 3)
+        tracing.trace(replace(pipeline, network=Fickle()), 3)
     with pytest.raises(NotCompiled, match="the network cannot be traced"):
-        compiler.trace(replace(pipeline, network=Pair()), 3)
+        tracing.trace(replace(pipeline, network=Pair()), 3)
     with pytest.raises(NotCompiled, match=r"answers in the shape \(2, 64, 64\), not \(2, 10\)"):
-        compiler.trace(replace(pipeline, network=Broad()), 10)
+        tracing.trace(replace(pipeline, network=Broad()), 10)

@@ -15,12 +15,12 @@ from PIL import Image
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card
-from pigeonhole.model.compiler import trace
 from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork, openvino_core
 from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
+from pigeonhole.model.tracing import trace
 from tests.conftest import EXPORT
 from tests.model.compiled import load, rewritten, swapped, with_flipped_bit
 from tests.model.test_engine import Says
@@ -103,7 +103,7 @@ def test_no_normalize(compiled_demo: Path, tmp_path: Path) -> None:
     pipeline = understand(learner.learner, learner.mode)
     without = replace(pipeline, batch=tuple(step for step in pipeline.batch if not isinstance(step, Normalize)))
     assert len(without.batch) == len(pipeline.batch) - 1
-    graph = trace(without, len(learner.labels))
+    graph = trace(without, len(learner.labels), learner.features)
     with pytest.raises(CompiledFileError, match=REFUSED):
         load(rewritten(compiled_demo, tmp_path / "x.onnx", graph=graph))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image
 
 from app import create_app
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
@@ -60,9 +62,11 @@ def test_mlflow_template(client: FlaskClient) -> None:
 
 
 def test_grad_cam_course(client: FlaskClient) -> None:
-    """`POST /image-recognition` with `img`: the request is checked; heatmaps are not drawn, and that is said."""
-    response = client.post("/image-recognition", json={"img": base64.b64encode(BLUE).decode()})
-    assert (response.status_code, response.json["code"]) == (501, "not_available")
+    """`POST /image-recognition` with `img`: the label, and a PNG of the heatmap over the picture as base64."""
+    answer = client.post("/image-recognition", json={"img": base64.b64encode(BLUE).decode()}).json
+    assert (answer["success"], answer["label"], sorted(answer)) == (True, "blue", ["gradcam", "label", "success"])
+    overlay = Image.open(io.BytesIO(base64.b64decode(answer["gradcam"], validate=True)))
+    assert (overlay.format, overlay.size) == ("PNG", (24, 24))
     assert client.post("/image-recognition", json={"img": "@"}).json["code"] == "bad_base64"
     assert client.post("/image-recognition", json={"img": "aGVsbG8="}).json["code"] == "not_an_image"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image
 
 from app import create_app
 from pigeonhole.intake.fetch import USER_AGENT
@@ -162,11 +163,77 @@ def test_contradicting_parameters(client: FlaskClient) -> None:
         assert (response.status_code, response.json["code"]) == (400, "bad_parameter")
 
 
-@pytest.mark.parametrize("explain", ["1", "true"])
-def test_explaining(client: FlaskClient, explain: str) -> None:
-    """Heatmaps are not drawn, and the answer says so."""
-    response = client.post(f"/predict?explain={explain}", data=form((BLUE, "x.png")))
+def png_of(uri: str) -> Image.Image:
+    head, _, text = uri.partition(",")
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.post("/predict?explain=1", data=form((BLUE, "x.png"))),
+        lambda client: client.post("/predict", data=form((BLUE, "x.png"), explain="true")),
+        lambda client: client.post("/predict?explain=1", data=BLUE, content_type="image/png"),
+        lambda client: post_json(client, {"image": TEXT, "explain": True}),
+        lambda client: client.get("/predict", query_string={"url": URL, "explain": "1"}),
+    ],
+    ids=["query", "form", "raw", "json", "get"],
+)
+def test_explaining(fetching: FlaskClient, ask: Callable[[FlaskClient], Any]) -> None:
+    """`explain=1` adds the heatmap over what the model saw, as a PNG, and the label it is of."""
+    answer = ask(fetching).json
+    assert (answer["success"], answer["explanation"]["label"]) == ("blue", "blue")
+    assert sorted(answer["explanation"]) == ["label", "overlay"]
+    overlay = png_of(answer["explanation"]["overlay"])
+    assert overlay.size == (24, 24)
+    middle, corner = overlay.getpixel((12, 12)), overlay.getpixel((0, 0))
+    assert middle[0] > corner[0] + 50  # hot is red
+
+
+def test_raw_explanation(client: FlaskClient) -> None:
+    """`explain=raw` gives what the model saw, and the grid of numbers."""
+    explanation = client.post("/predict?explain=raw", data=form((BLUE, "x.png"))).json["explanation"]
+    assert sorted(explanation) == ["heatmap", "label", "picture"]
+    assert explanation["heatmap"] == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert png_of(explanation["picture"]).getpixel((3, 3)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("explain", [{}, {"explain": True}, {"explain": "raw"}], ids=str)
+def test_explaining_another_label(client: FlaskClient, explain: dict[str, Any]) -> None:
+    """`explain_label` names the label, also by itself; what is said stays."""
+    answer = post_json(client, {"image": TEXT, "explain_label": "grey", **explain}).json
+    assert (answer["success"], answer["explanation"]["label"]) == ("blue", "grey")
+    assert ("heatmap" in answer["explanation"]) == (explain == {"explain": "raw"})
+
+
+def test_explaining_several(client: FlaskClient) -> None:
+    """Several pictures have an explanation each, in order."""
+    answer = client.post("/predict?explain=raw", data=form((BLUE, "x.png"), (RED, "y.png"))).json
+    assert [one["label"] for one in answer["explanation"]] == answer["success"] == ["blue", "red"]
+
+
+def test_no_such_label(client: FlaskClient) -> None:
+    """A label that the model does not have is an error of the request, of none of its pictures."""
+    for files in ([(BLUE, "x.png")], [(BLUE, "x.png"), (RED, "y.png")]):
+        response = client.post("/predict?explain_label=Blue", data=form(*files))
+        assert (response.status_code, response.json["code"]) == (400, "bad_parameter")
+        assert response.json["error"].startswith("`explain_label` is none of the model's labels")
+
+
+def test_explaining_and_not(client: FlaskClient) -> None:
+    """To name a label and to ask for no explanation is an error, not a choice."""
+    response = client.post("/predict?explain=0", data=form((BLUE, "x.png"), explain_label="grey"))
+    assert (response.status_code, response.json["code"]) == (400, "bad_parameter")
+
+
+def test_what_cannot_be_explained(settings: Settings) -> None:
+    """Where a model cannot be explained the answer is 501 with the reason; without `explain` it answers."""
+    client = create_app(settings, Predictor(lambda: Colours(why_unexplained="it has no eyes."))).test_client()
+    response = client.post("/predict?explain=1", data=form((BLUE, "x.png")))
     assert (response.status_code, response.json["code"]) == (501, "not_available")
+    assert response.json["error"] == "it has no eyes."
+    assert client.post("/predict?explain=0", data=form((BLUE, "x.png"))).json == {"success": "blue"}
 
 
 # D1 to D8 of CASES.md
