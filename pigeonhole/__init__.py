@@ -2,13 +2,15 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  app.py  ->  web, wiring  ->  model, intake  ->  errors, settings
+    cli, gunicorn_conf  ->  app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
     app.py          the service on one page
     web             the only rooms that import Flask: openapi, dialects, open_inference -> api, classifier -> bodies ->
                     picture_request; as types: prediction_request, answers, tensors -> schemas
+    batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
+                    finding, scores, pool, stopping, progress
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
                     what serves: choosing -> known_answers -> explainer -> engine -> card -> recipe; what compiles:

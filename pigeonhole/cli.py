@@ -10,19 +10,27 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pigeonhole import __version__
 from pigeonhole.errors import FolderError, PigeonholeError, RequestError
 from pigeonhole.intake.pictures import ACCEPTED, open_probe, sniff
 from pigeonhole.settings import Settings
 
+if TYPE_CHECKING:
+    from pigeonhole.batch.rows import Kind
+    from pigeonhole.model.predictor import Predictor
+
 DID_NOT_WORK = 1
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 when it worked, 1 when not, 2 for a wrong command line."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, predictor: Predictor | None = None) -> int:
+    """Run one command; the exit status is 0 when it worked, 1 when not, 2 for a wrong command line.
+
+    `predictor` is asked instead of the model that the settings name.
+    """
+    options = _parser().parse_args(arguments, argparse.Namespace(predictor=predictor))
     try:
         return int(options.run(options) or 0)
     except PigeonholeError as error:
@@ -39,12 +47,104 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"Pigeonhole {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands)
     _add_doctor(commands)
     _add_compile(commands)
     _add_download(commands)
     _add_train(commands)
     _add_settings(commands)
     return parser
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="what is on the photos of whole folders",
+        description="Classify photos with the model that the service serves; the settings count here too. What is "
+        "clearly no picture is passed over in folders. What cannot be read is told and skipped, and then the exit "
+        "status is 1. With -o, the same command goes on after an interruption where it was.",
+    )
+    add = predict.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="photos, and folders of photos, with those in them")
+    add("--top", type=_top, default=1, metavar="N", help="the N most probable labels of each, or `all`; by default 1")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument(
+        "--csv",
+        dest="kind",
+        action="store_const",
+        const="csv",
+        help="columns file, label, probability, and label_2, probability_2 and so on for --top; of a multi-label model "
+        "also success, the labels over its threshold with `;` between them, since those are none to many",
+    )
+    form.add_argument(
+        "--json",
+        dest="kind",
+        action="store_const",
+        const="json",
+        help="JSON Lines: an object a photo with file, and success and predictions as `POST /predict` has them",
+    )
+    add("-o", "--output", type=Path, metavar="FILE", help="where it goes, .csv or .jsonl; else to standard output")
+    add("--explain", type=Path, metavar="FOLDER", help="put a picture of where the model looked there, for each photo")
+    add("--true-labels", action="store_true", help="the folder of a photo is its class: print the accuracy, and report")
+    add("--report", type=Path, metavar="FILE", help="where the report of --true-labels goes; by default report.html")
+    predict.set_defaults(run=_predict, refuse=predict.error)
+
+
+def _top(text: str) -> int | None:
+    """A number of labels, or None for all."""
+    return None if text == "all" else int(_between(int, 1, 1_000_000)(text))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from pigeonhole.batch.command import Job, predict
+    from pigeonhole.batch.stopping import Stop
+    from pigeonhole.intake.pictures import Limits
+    from pigeonhole.model.store.addresses import shown
+
+    if options.report and not options.true_labels:
+        options.refuse("--report goes with --true-labels")
+    settings = Settings.load()
+    job = Job(
+        options.paths,
+        Limits(settings.max_pixels, settings.max_side),
+        settings.orientation,
+        shown(settings.model),
+        _kind(options),
+        options.top,
+        options.output,
+        options.explain,
+        (options.report or Path("report.html")) if options.true_labels else None,
+    )
+    with Stop.listening() as stop:
+        try:
+            return predict(options.predictor or _predictor(settings), job, stop)
+        except KeyboardInterrupt:
+            print("\nstopped.", file=sys.stderr)
+            return stop.status
+
+
+def _kind(options: argparse.Namespace) -> Kind:
+    """The format that was asked for, or that the ending of the output names."""
+    endings: dict[str, Kind] = {".csv": "csv", ".jsonl": "json"}
+    named = endings.get(options.output.suffix.lower()) if options.output else None
+    if options.kind and named and options.kind != named:
+        options.refuse(f"--{options.kind} does not go with the ending of {options.output}")
+    kind: Kind | None = options.kind or named
+    if options.output and not kind:
+        options.refuse(f"{options.output} ends neither in .csv nor in .jsonl; say --csv or --json")
+    return kind or "table"
+
+
+def _predictor(settings: Settings) -> Predictor:
+    """Of the model that the settings name, which is compiled first where the service would do so."""
+    from pigeonhole.model.choosing import check_model, compile_if_stale, open_engine
+    from pigeonhole.model.predictor import Predictor
+    from pigeonhole.wiring import model_of
+
+    model = model_of(settings.model_copy(update={"workers": 1}))  # this process has all cores
+    check_model(model)
+    compile_if_stale(model, lambda sentence: print(sentence, file=sys.stderr, flush=True), sys.stderr)
+    return Predictor(lambda: open_engine(model, open_probe))
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

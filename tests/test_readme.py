@@ -32,8 +32,9 @@ README = (ROOT / "README.md").read_text()
 REST = README.replace(WAYS_IN.read_text(), "")  # what is shown for each way in, test_shown_ways_in runs
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", REST, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
-TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD = (
-    f".venv/bin/python -m pigeonhole {verb}" for verb in ("train", "doctor", "compile", "settings", "download")
+TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD, PREDICT = (
+    f".venv/bin/python -m pigeonhole {verb}"
+    for verb in ("train", "doctor", "compile", "settings", "download", "predict")
 )
 KNOWN = (
     "make serve",
@@ -44,6 +45,7 @@ KNOWN = (
     COMPILE,
     SETTINGS,
     DOWNLOAD,
+    PREDICT,
     "tools/environment.sh",
     "docker ",
 )
@@ -67,6 +69,7 @@ def test_no_command_goes_untested() -> None:
         COMPILE: 1,
         SETTINGS: 1,
         DOWNLOAD: 1,
+        PREDICT: 1,
         "tools/environment.sh": 1,
         "docker ": 2,
     }
@@ -179,6 +182,23 @@ def test_compile(tmp_path: Path) -> None:
     assert re.search(r"^pictures +\d+, of which 6 yours$", result.stdout, re.M)
     assert re.search(r"^same label as learner.predict +(\d+) of \1$", result.stdout, re.M)
     assert (tmp_path / "export.onnx").stat().st_size > 20_000_000
+
+
+def test_predict(compiled_demo: Path, one_of_each: dict[str, Path], tmp_path: Path) -> None:
+    """The command answers all photos of a folder, and with `--true-labels` writes the report."""
+    (command,) = [line for line in COMMANDS if line.startswith(PREDICT)]
+    for label, photo in one_of_each.items():
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "photos" / label)
+    command = command.replace(".venv/bin/python", sys.executable)
+    result = run(f"{command} --true-labels", tmp_path, PYTHONPATH=str(ROOT), MODEL=str(compiled_demo))
+    assert result.returncode == 0, result.stderr
+    rows = [line.split(",") for line in (tmp_path / "answers.csv").read_text().splitlines()]
+    assert rows[0] == ["file", "label", "probability"]
+    assert [row[0].split("/")[:2] for row in rows[1:]] == [["photos", label] for label in one_of_each]
+    right = sum(row[1] == label for row, label in zip(rows[1:], one_of_each, strict=True))
+    assert re.search(rf"^all +{right} +10 ", result.stdout, re.M)
+    assert "Which class was taken for which" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.skipif(

@@ -29,7 +29,8 @@ ROOMS = {
     "aiohttp": ("pigeonhole/model/store/",),
     "huggingface_hub": ("pigeonhole/model/store/",),
     "mlflow": ("pigeonhole/model/store/",),
-    "tqdm": ("pigeonhole/model/store/",),
+    "tqdm": ("pigeonhole/model/store/", "pigeonhole/batch/progress.py"),
+    "jinja2": ("pigeonhole/batch/report.py", "pigeonhole/web/"),
     "httpcore": ("pigeonhole/intake/fetch.py",),
     "h11": ("pigeonhole/intake/fetch.py",),
     "dns": ("pigeonhole/intake/fetch.py",),
@@ -41,7 +42,8 @@ BARRED = {
     "pigeonhole/settings.py": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.model", "app"),
     "pigeonhole/intake/": ("pigeonhole.web", "pigeonhole.model", "pigeonhole.settings", "app"),
     "pigeonhole/model/": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.settings", "app"),
-    "pigeonhole/web/": ("pigeonhole.cli", "app"),
+    "pigeonhole/batch/": ("pigeonhole.web", "pigeonhole.settings", "pigeonhole.wiring", "pigeonhole.cli", "app"),
+    "pigeonhole/web/": ("pigeonhole.batch", "pigeonhole.cli", "app"),
 }
 
 

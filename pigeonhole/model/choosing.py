@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from pigeonhole.errors import CompiledFileError, ModelFileError
 from pigeonhole.model.card import COMPILE, Card, is_ours, read_card, sha256_of_file
@@ -125,11 +125,11 @@ def _why_stale(model: Model, card: Card) -> str | None:
     return None
 
 
-def compile_if_stale(model: Model, tell: Callable[[str], None]) -> None:
+def compile_if_stale(model: Model, tell: Callable[[str], None], output: IO[str] | None = None) -> None:
     """Compile the export in a process of its own, so that torch is never loaded in this one or in what it forks.
 
     Nothing is done where the compiled file is up to date, was not asked for, or what compiles is not installed. When it
-    does not work out, that process says why.
+    does not work out, that process says why. What it prints goes to `output`, by default to standard output.
     """
     if model.engine != "auto" or model.is_compiled_only or not _can_compile():
         return
@@ -141,7 +141,7 @@ def compile_if_stale(model: Model, tell: Callable[[str], None]) -> None:
         return
     tell(f"{reason}. Compiling {model.path}:")
     command = [sys.executable, "-m", "pigeonhole", "compile", str(model.path), "-o", str(model.compiled)]
-    if subprocess.run(command).returncode != 0:
+    if subprocess.run(command, stdout=output).returncode != 0:
         tell(f"{model.compiled} was not made. ENGINE=learner starts without trying.")
 
 

@@ -1,0 +1,1 @@
+"""Whole folders of photos through the predictor, outside the service."""

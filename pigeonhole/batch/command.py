@@ -1,0 +1,232 @@
+"""`python -m pigeonhole predict`: files in, a row for each, and a report where their classes are known."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from pigeonhole.batch import heatmaps
+from pigeonhole.batch.finding import Found, PassedOver, find, opened
+from pigeonhole.batch.output import Output, finished, is_unfinished, to_file, to_stdout
+from pigeonhole.batch.pool import in_order
+from pigeonhole.batch.progress import Progress, is_seen
+from pigeonhole.batch.report import About, Mistake, check_report, write_report
+from pigeonhole.batch.rows import CSV, Format, JSONLines, Kind, Row, Table, rounded, without_controls
+from pigeonhole.batch.scores import Judged, Scores, as_table
+from pigeonhole.batch.stopping import Stop
+from pigeonhole.errors import FolderError, ModelFault, NotAvailable, RequestError
+from pigeonhole.intake.pictures import Limits, Orientation, open_photo
+from pigeonhole.model.cores import usable_cores
+from pigeonhole.model.predictor import Engine, Prediction, Predictor, Shown
+
+WORKED, DID_NOT_WORK = 0, 1
+ONE_MORE = 1  # thread than cores, for what waits for a disk; with more, two cores answered no more photos a second
+BLANK = (64, 48)  # pixels of a picture that shows of which kind the answers are
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for. `top` is None for every label; `report` is there where classes are known."""
+
+    paths: Sequence[Path]
+    limits: Limits
+    orientation: Orientation
+    model: str  # as people read it
+    kind: Kind = "table"
+    top: int | None = 1
+    output: Path | None = None
+    heatmaps: Path | None = None
+    report: Path | None = None
+
+
+@dataclass
+class Tally:
+    """What became of the files."""
+
+    answered: int = 0
+    unread: int = 0
+    passed_over: int = 0
+
+
+Answer = Row | str | None  # a row; or the sentence that says why there is none; or nothing to say
+
+
+def predict(predictor: Predictor, job: Job, stop: Stop) -> int:
+    """Do `job`; the exit status is 0, 1 if a file was not answered, or that of a signal that stopped it.
+
+    Raises:
+        FolderError: there is nothing to do, or a file to be written is in the way.
+        NotAvailable: this model does not do what is asked for.
+        StartError, ServiceError: the model cannot be opened.
+    """
+    tally = Tally()
+    found = _found(job, tally)
+    if job.report:
+        check_report(job.report)
+    engine = predictor.load()
+    is_multi_label = isinstance(predictor.predict(Shown(Image.new("RGB", BLANK))).success, list)
+    if job.report and is_multi_label:
+        raise NotAvailable("--true-labels is for models that give one label; this one gives several.")
+    if job.heatmaps:
+        predictor.check_explainable()
+        heatmaps.prepare(job.heatmaps, goes_on=job.output is not None and is_unfinished(job.output))
+    format = _format(job, engine, is_multi_label, found)
+    with stop.gently(), _output(job, engine, format) as output:
+        rows = _Run(predictor, job, stop, tally, output).all(found)
+    if stop.asked is not None:
+        return stop.status
+    if tally.passed_over == len(found):
+        raise FolderError("there is no picture in what was named.")
+    if job.report and rows:
+        _judge(predictor, job, job.report, engine, [(one, rows[one.name]) for one in found if one.name in rows], tally)
+    if job.output:
+        finished(job.output)
+    return DID_NOT_WORK if tally.unread else WORKED
+
+
+def _found(job: Job, tally: Tally) -> list[Found]:
+    def passed(name: str, sentence: str) -> None:
+        print(f"{without_controls(name)}: {sentence}", file=sys.stderr)
+
+    def lost(name: str, sentence: str) -> None:
+        passed(name, sentence)
+        tally.unread += 1
+
+    found = find(job.paths, job.heatmaps, lost, passed)
+    if not found:
+        raise FolderError("there is no file in what was named.")
+    return found
+
+
+def _format(job: Job, engine: Engine, is_multi_label: bool, found: Sequence[Found]) -> Format:
+    if job.kind == "json":
+        return JSONLines()
+    if job.kind == "csv":
+        return CSV(is_multi_label, min(job.top or len(engine.labels), len(engine.labels)))
+    return Table(is_multi_label, [without_controls(one.name) for one in found])
+
+
+def _output(job: Job, engine: Engine, format: Format) -> AbstractContextManager[Output]:
+    """Where rows go; a file remembers all that its rows depend on."""
+    if job.output is None:
+        return to_stdout(format)
+    options = {
+        "format": format.kind,
+        "--top": "all" if job.top is None else str(job.top),
+        "--explain": str(job.heatmaps.resolve()) if job.heatmaps else "nothing",
+        "ORIENTATION": job.orientation,
+    }
+    return to_file(
+        job.output, format, {**{f"model ({what})": value for what, value in engine.about.items()}, **options}
+    )
+
+
+@dataclass
+class _Run:
+    """From files to rows."""
+
+    predictor: Predictor
+    job: Job
+    stop: Stop
+    tally: Tally
+    output: Output
+    places: dict[str, Path] = field(default_factory=dict)
+
+    def all(self, found: Sequence[Found]) -> dict[str, Row]:
+        """Answer what is not answered yet. Where they are to be judged, the rows of all files, by their names."""
+        done = self.output.done
+        if self.job.heatmaps:
+            self.places = heatmaps.places(found)
+        left = [one for one in found if one.name not in done]
+        began = time.monotonic()
+        with (
+            Progress(len(found), len(found) - len(left), is_seen(self.job.output is None)) as progress,
+            closing(in_order(self.answer, self.stop.until_asked(left), threads=usable_cores() + ONE_MORE)) as answers,
+        ):
+            if len(left) < len(found):
+                progress.say(f"{len(found) - len(left)} of {len(found)} files are done already.")
+            for one, answer in answers:
+                self._take(one, answer, progress)
+        self._tell(len(found), time.monotonic() - began)
+        return done
+
+    def _take(self, one: Found, answer: Answer, progress: Progress) -> None:
+        if isinstance(answer, Row):
+            self.output.add(answer)
+            self.tally.answered += 1
+            if self.job.report:
+                self.output.done[one.name] = answer.best
+        elif answer is None:
+            self.tally.passed_over += 1
+        else:
+            self.tally.unread += 1
+            progress.say(f"{without_controls(one.name)}: {answer}")
+        progress.step()
+
+    def answer(self, one: Found) -> Answer:
+        """Called by several threads."""
+        try:
+            with opened(one) as file:
+                photo = open_photo(file, self.job.limits, self.job.orientation)
+                if self.job.heatmaps is None:
+                    return self._row(one, self.predictor.predict(photo))
+                prediction, explanation = self.predictor.explain(photo)
+                heatmaps.save(explanation.overlay(), self.job.heatmaps / self.places[one.name])
+                return self._row(one, prediction)
+        except PassedOver:
+            return None
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}."
+        except (RequestError, ModelFault) as error:
+            return str(error)
+
+    def _row(self, one: Found, prediction: Prediction) -> Row:
+        return Row(one.name, prediction.success, rounded(prediction.ranked(self.predictor.labels)[: self.job.top]))
+
+    def _tell(self, files: int, seconds: float) -> None:
+        answered = self.tally.answered
+        parts = [f"{answered} photos in {seconds:.1f} s, {answered / max(seconds, 1e-9):.0f} a second"]
+        if self.tally.unread:
+            parts.append(f"{self.tally.unread} skipped")
+        if self.tally.passed_over:
+            parts.append(f"other files passed over: {self.tally.passed_over}")
+        print("; ".join(parts) + ".", file=sys.stderr)
+        if self.stop.asked is not None:
+            how = "run the same command again to go on" if self.job.output else "with -o FILE it could be gone on with"
+            print(f"stopped before all {files} files were done; {how}.", file=sys.stderr)
+
+
+def _judge(
+    predictor: Predictor, job: Job, report: Path, engine: Engine, rows: Sequence[tuple[Found, Row]], tally: Tally
+) -> None:
+    """Print the accuracy of each class, and write the report."""
+    judged = [Judged(one.name, one.folder, str(row.success), row.ranked[0][1]) for one, row in rows]
+    scores = Scores(judged, engine.labels)
+    for one in scores.unknown:
+        print(f"the model knows no label {one.label!r}; its photos ({one.photos}) count as wrong.", file=sys.stderr)
+    is_pure = job.output is None and job.kind != "table"  # what programs read on standard output stays rows alone
+    print(as_table(scores), file=sys.stderr if is_pure else sys.stdout)
+    about = About(job.model, engine.about, engine.why_unexplained, tally.passed_over, tally.unread)
+    write_report(report, scores, about, _shows(predictor, job, engine))
+    print(f"the report is {report}", file=sys.stderr)
+
+
+def _shows(predictor: Predictor, job: Job, engine: Engine) -> Callable[[Judged], Mistake]:
+    def show(judged: Judged) -> Mistake:
+        try:
+            with Path(judged.file).open("rb") as file:
+                photo = open_photo(file, job.limits, job.orientation)
+                if engine.why_unexplained is not None:
+                    return Mistake(judged, photo.decoded(), None)
+                _, explanation = predictor.explain(photo, judged.said)
+                return Mistake(judged, explanation.seen, explanation.overlay())
+        except (OSError, RequestError, ModelFault):  # it was there a moment ago
+            return Mistake(judged, None, None)
+
+    return show
