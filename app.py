@@ -13,7 +13,7 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.choosing import open_engine
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
-from pigeonhole.web import access, dialects, observe, open_inference, openapi, replies
+from pigeonhole.web import access, dialects, observe, open_inference, openapi, page, replies
 from pigeonhole.web.answers import Answer, Explained, Pong, explained, likely
 from pigeonhole.web.api import ABOUT, API, OF_URLS
 from pigeonhole.web.bodies import JSON, Form, Raw, Submission
@@ -30,7 +30,7 @@ def create_app(
     """The Flask app, by default with the environment's settings and the model they name, loaded when first needed.
 
     Raises:
-        SettingsError: a setting does not fit.
+        SettingsError, FolderError: a setting does not fit.
     """
     settings = settings or Settings.load()
     registry = CollectorRegistry()
@@ -94,6 +94,7 @@ def create_app(
     dialects.install(api, classifier)
     open_inference.install(api, classifier, predictor, settings.model_name)
     openapi.install(api)
+    page.install(app, settings, classifier, predictor)
     replies.install(app)  # last, so that it sees each answer first: Flask asks in reverse order
     return app
 

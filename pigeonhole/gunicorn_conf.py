@@ -21,6 +21,7 @@ from pigeonhole.intake.uploads import prepare
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
+from pigeonhole.web.page_examples import examples_of
 from pigeonhole.web.replies import start_logging
 from pigeonhole.wiring import model_of
 
@@ -58,6 +59,7 @@ def on_starting(server: Any) -> None:
     global settings
     try:
         prepare(settings.uploads)
+        examples_of(settings)
         with _stoppable():
             if is_address(settings.model):
                 settings = settings.with_model(_downloaded())

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pigeonhole.errors import SettingsError
 
 MIB = 1024 * 1024
+NO_CONTROL = r"[^\x00-\x1f\x7f]"
 ORIGIN = r"https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?"
 PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression bomb; we stay below
 
@@ -119,6 +120,30 @@ class Settings(BaseSettings):
             description="origins like `https://example.com`, by commas, whose pages may call the service; `*` for all",
         ),
     ] = ""
+    page: Annotated[bool, Field(description="`0` turns the page at `/` off")] = True
+    page_title: Annotated[
+        str,
+        Field(
+            pattern=f"^{NO_CONTROL}{{1,100}}$", description="what the page is called, a line of at most 100 characters"
+        ),
+    ] = "What is on this picture?"
+    page_description: Annotated[
+        str,
+        Field(
+            pattern=f"^{NO_CONTROL}{{1,500}}$", description="what it says below that, a line of at most 500 characters"
+        ),
+    ] = "Drop in a photo and see what the model says it is, and where it looked."
+    page_colour: Annotated[
+        str,
+        Field(
+            pattern="^#[0-9a-fA-F]{6}$",
+            description="the page's colour, like `#0b6e5f`; text and lines of it are made darker or lighter until they "
+            "can be read",
+        ),
+    ] = "#0b6e5f"
+    page_examples: Annotated[
+        Path | None, Field(description="folder of at most 12 pictures that the page offers to try, in order of names")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(str.lower),

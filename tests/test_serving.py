@@ -187,7 +187,7 @@ def test_no_client_moves_the_service(server: Server) -> None:
 
 def test_no_debugger(start_server: StartServer, uploads: Path) -> None:
     """FLASK_DEBUG does not open Werkzeug's console, and a request line cannot forge a log line."""
-    server = start_server(UPLOADS=str(uploads), FLASK_DEBUG="1")
+    server = start_server(UPLOADS=str(uploads), FLASK_DEBUG="1", PAGE="0")
     for path in (b"/console", b"/?__debugger__=yes&cmd=resource&f=debugger.js", b"/a%20200%203%20ms%0aINFO"):
         assert ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 404")
     assert server.stop() == 0

@@ -71,11 +71,15 @@ class Submission:
 
 @dataclass(frozen=True)
 class Form:
-    """A multipart form with files under one of some names, and parameters as text; read into a `Submission`."""
+    """A multipart form with files under one of some names, and parameters as text; read into a `Submission`.
+
+    At least one file, unless it is `optional`.
+    """
 
     files: Sequence[str]
     parameters: type[BaseModel] | None = None
     several: bool = True
+    optional: bool = False
 
     refuses = (BadMultipart, TooManyFiles)
     needs_content_type = True
@@ -100,7 +104,7 @@ class Form:
         }
 
     def read(self, request: PictureRequest) -> Submission:
-        pictures = request.images(self.files)
+        pictures = request.images_if_any(self.files) if self.optional else request.images(self.files)
         if len(pictures) > 1 and not self.several:
             raise TooManyFiles("one file is taken here.")
         parameters = read_query(self.parameters, request.form) if self.parameters else None

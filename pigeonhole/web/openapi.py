@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flask import Response, request, send_from_directory
+from flask import Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from werkzeug.exceptions import NotFound
@@ -22,6 +22,7 @@ from pigeonhole.errors import PigeonholeError, RequestError, ServiceError
 from pigeonhole.web.answers import Problem
 from pigeonhole.web.api import ABOUT, API, Operation
 from pigeonhole.web.bodies import Schema
+from pigeonhole.web.files import file_reply
 
 STATIC = Path(__file__).parent / "static"
 OURS = ("docs.js", "docs.css")
@@ -33,8 +34,6 @@ POLICY = (  # Swagger UI draws its icons from data URIs, and its own styles into
 REFERENCE = "#/components/schemas/{model}"
 # what gunicorn answers before the app sees the request
 TOO_LONG = {"414": {"description": "more than 4,094 bytes of path and query", "content": {"text/html": {}}}}
-# Werkzeug answers 503 to dates that no calendar has, and 412 with the whole file; browsers ask by If-None-Match
-CONDITIONS = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE", "HTTP_IF_MATCH")
 DESCRIPTION = """\
 What is on a picture, as the fastai learner says that was exported.
 
@@ -58,21 +57,13 @@ def install(api: API) -> None:
     @app.get("/docs")
     def docs() -> Response:
         """A page to try the API on."""
-        return _file(STATIC, "docs.html")
+        return file_reply(STATIC, "docs.html", POLICY)
 
     @app.get("/docs/<name>")
     def docs_file(name: str) -> Response:
         if name not in OURS + SWAGGER_UI:
             raise NotFound
-        return _file(STATIC if name in OURS else _swagger_ui(name), name)
-
-
-def _file(folder: Path, name: str) -> Response:
-    for condition in CONDITIONS:
-        request.environ.pop(condition, None)
-    response = send_from_directory(folder, name)
-    response.headers["Content-Security-Policy"] = POLICY
-    return response
+        return file_reply(STATIC if name in OURS else _swagger_ui(name), name, POLICY)
 
 
 def _swagger_ui(name: str) -> Path:

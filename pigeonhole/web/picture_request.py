@@ -181,8 +181,17 @@ class PictureRequest(Request):
         """The images uploaded under the names `fields`, in the order they were sent; at least one.
 
         Raises:
+            NoImage: the form holds no file under an accepted name.
+            BadMultipart, TooLarge, TooManyFiles, NoSpace: as `images_if_any`.
+        """
+        return self.images_if_any(fields) or self._explain_absence(fields)
+
+    def images_if_any(self, fields: Sequence[str]) -> Sequence[SentPicture]:
+        """The same where there may be none: browsers send a field for files also when nothing was chosen.
+
+        Raises:
             BadMultipart: the form cannot be read.
-            NoImage: it holds no file under an accepted name.
+            NoImage: a picture was sent as something else.
             TooLarge, TooManyFiles, NoSpace: as they say.
         """
         try:
@@ -197,8 +206,6 @@ class PictureRequest(Request):
             raise self._too_large()
         self._check_parts(fields)
         images = [file for name in fields for file in files.getlist(name) if file.filename]
-        if not images:
-            self._explain_absence(fields)
         images.sort(key=lambda image: self.uploads.files.index(cast(Upload, image.stream)))
         return [SentPicture(image.stream, image.filename) for image in images]
 

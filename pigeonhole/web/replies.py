@@ -1,10 +1,12 @@
-"""One shape for every answer: JSON, with a request id, for our errors, HTTP's, and those nobody foresaw."""
+"""One shape for every answer of the API: JSON, with a request id, for our errors, HTTP's, and those nobody foresaw."""
 
 from __future__ import annotations
 
 import logging
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from flask import Flask, Response, g, request
@@ -25,10 +27,7 @@ HTTP_SENTENCES = {
 
 def install(app: Flask) -> None:
     """Give `app` its error handlers, a request id and a log line for each request, and the headers of every answer."""
-    app.register_error_handler(RequestError, _answer_error)
-    app.register_error_handler(ServiceError, _answer_error)
-    app.register_error_handler(HTTPException, _answer_http)
-    app.register_error_handler(Exception, _answer_unforeseen)
+    app.register_error_handler(Exception, _answer)  # Flask's own among them
     app.before_request(_begin)
     app.after_request(_finish)
 
@@ -40,35 +39,52 @@ def start_logging(level: str) -> None:
     logging.getLogger("pigeonhole").setLevel(level.upper())
 
 
-def error_reply(status: int, code: str, sentence: str) -> Response:
-    """The body that every error has: `{"error": sentence, "code": code, "request_id": id}`."""
-    response = as_json(Problem(error=sentence, code=code, request_id=g.request_id))
-    response.status_code = status
-    return response
+@dataclass(frozen=True)
+class Refusal:
+    """An error as it is answered, be it as JSON or on a page."""
+
+    status: int
+    code: str
+    sentence: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def _answer_error(error: RequestError | ServiceError) -> Response:
-    response = error_reply(error.status, error.code, str(error))
+def refusal_of(error: Exception) -> Refusal:
+    """What is told of `error`; what is our own trouble goes to the log as well."""
+    if isinstance(error, RequestError | ServiceError):
+        return _foreseen(error)
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    log.error("%s unforeseen", g.request_id, exc_info=error)
+    sentence = "something went wrong here, not with your request; please try again."
+    return Refusal(503, "service_error", sentence, _again_after(ServiceError.retry_after))
+
+
+def _foreseen(error: RequestError | ServiceError) -> Refusal:
+    headers: Mapping[str, str] = {}
     if isinstance(error, ServiceError):
-        response.headers["Retry-After"] = str(error.retry_after)
+        headers = _again_after(error.retry_after)
         log.error("%s %s", g.request_id, error.code, exc_info=error if error.__cause__ else None)
-    return response
+    return Refusal(error.status, error.code, str(error), headers)
 
 
-def _answer_http(error: HTTPException) -> Response:
+def _of_http(error: HTTPException) -> Refusal:
     status = error.code or 400
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     sentence = HTTP_SENTENCES.get(status, "{name}.").format(allowed=allowed, name=error.name)
-    response = error_reply(status, HTTP_CODES.get(status, "bad_request"), sentence)
-    if allowed:
-        response.headers["Allow"] = allowed
-    return response
+    return Refusal(status, HTTP_CODES.get(status, "bad_request"), sentence, {"Allow": allowed} if allowed else {})
 
 
-def _answer_unforeseen(error: Exception) -> Response:
-    log.error("%s unforeseen", g.request_id, exc_info=error)
-    response = error_reply(503, "service_error", "something went wrong here, not with your request; please try again.")
-    response.headers["Retry-After"] = str(ServiceError.retry_after)
+def _again_after(seconds: int) -> Mapping[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+def _answer(error: Exception) -> Response:
+    """The body that every error has: `{"error": sentence, "code": code, "request_id": id}`."""
+    refusal = refusal_of(error)
+    response = as_json(Problem(error=refusal.sentence, code=refusal.code, request_id=g.request_id))
+    response.status_code = refusal.status
+    response.headers.update(refusal.headers)
     return response
 
 

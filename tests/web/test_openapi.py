@@ -20,7 +20,7 @@ from tests.conftest import Colours, form, picture
 from tests.test_errors import family
 from tests.web.web import Web
 
-NOT_DESCRIBED = {"/docs", "/docs/<name>"}  # pages for people
+NOT_DESCRIBED = {"/", "/page/<name>", "/examples/<name>", "/docs", "/docs/<name>"}  # pages for people
 BLUE = picture("blue")
 
 

@@ -6,20 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
-from werkzeug.serving import make_server
 
 from app import create_app
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web.examples import ADDRESS, WAYS_IN
 from tests.conftest import ROOT, Colours, picture
-from tests.web.web import Web
+from tests.web.web import Web, listening
 
 SHOWN = WAYS_IN.read_text()
 SECTIONS = re.split(r"^### ", SHOWN, flags=re.M)[1:]
@@ -39,13 +37,8 @@ CODE = {
 def address(settings: Settings) -> Iterator[str]:
     """Where the service listens, with FETCH_URLS=1 and a web where the example is a blue picture."""
     on = settings.model_copy(update={"fetch_urls": True})
-    server = make_server("127.0.0.1", 0, create_app(on, Predictor(Colours), Web({ADDRESS["url"]: picture("blue")})))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(create_app(on, Predictor(Colours), Web({ADDRESS["url"]: picture("blue")}))) as address:
+        yield address
 
 
 def test_each_way_in_each_language() -> None:
