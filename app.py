@@ -52,7 +52,7 @@ def create_app(
         takes_pictures=True,
         refuses=(*OF_URLS, NotAvailable),
         example={"image": PICTURE, "top": 3},
-        description=WAYS_IN.read_text(),
+        description=WAYS_IN.read_text("utf-8"),
     )
     def predict(query: Options, body: Submission | SentPicture) -> Answer:
         """The label of a picture, or of several."""
@@ -71,6 +71,8 @@ def create_app(
         return answer_to(combined(query, None))
 
     def answer_to(wanted: PredictionRequest) -> Answer:
+        if wanted.explain:
+            predictor.check_explainable(wanted.explain_label)  # before anything is fetched
         pictures = [classifier.fetched(wanted.url)] if wanted.url is not None else wanted.pictures
         shown: list[Explained] | None = None
         if wanted.explain:

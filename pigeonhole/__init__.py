@@ -7,14 +7,15 @@ The map, and the direction of imports (left may import right, never back):
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
     app.py          the service on one page
-    web             the only rooms that import Flask: openapi, dialects, open_inference -> api, classifier -> bodies ->
-                    picture_request; as types: prediction_request, answers, tensors -> schemas
+    web             the only rooms that import Flask: page, openapi, dialects, open_inference -> api, classifier ->
+                    bodies -> picture_request; page -> theme, page_examples, files, replies; as types:
+                    prediction_request, answers, tensors -> schemas
     batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
                     finding, scores, pool, stopping, progress
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
                     what serves: choosing -> known_answers -> explainer -> engine -> card -> recipe; what compiles:
-                    compiler -> tracing -> pipeline, gradcam; probes -> card, recipe
+                    compiler -> tracing -> pipeline, gradcam; probes -> card, recipe; what both draw: explain
     model/store     where MODEL comes from when it is an address: fetching -> remotes -> troubles, cache -> addresses
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
                     and all of them -> judging -> shapes -> pickles -> names

@@ -61,7 +61,7 @@ class Colours:
     def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
         """It looks at the middle of a grid of three by three, or, for a label it does not say, at a corner."""
         prediction = self.predict(photo)
-        place = prediction.place_of(label, self.labels)
+        place = prediction.index_of(label, self.labels)
         grid = np.zeros((3, 3), np.float32)
         grid[(1, 1) if prediction.success == self.labels[place] else (0, 0)] = 1
         return prediction, Explanation(self.labels[place], photo.decoded().resize((24, 24)), grid)

@@ -21,7 +21,7 @@ import numpy as np
 
 from pigeonhole import __version__
 from pigeonhole.errors import CompiledFileError, FolderError, NotCompiled, PackagesMissing, RequestError
-from pigeonhole.model.card import Card, Probe, Proof, is_ours, sha256_of_file, write_compiled
+from pigeonhole.model.card import FEATURES, Card, Probe, Proof, is_ours, sha256_of_file, write_compiled
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.engine import OpenVINONetwork, answer, margin, openvino_core
 from pigeonhole.model.explainer import Explainer
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PACKAGES = ("fastai", "timm", "torch", "torchvision", "onnx", "onnxscript", "openvino", "numpy", "pillow")
+NOT_BY_COMPILED = "where this network looked cannot be shown by the compiled model, only with ENGINE=learner."
 NAMED = 5  # pictures whose answer differs that a refusal names
 
 Progress = Callable[[str], None]
@@ -77,25 +78,15 @@ def compile_export(
         built_in = _ask_about_ours(engine, open_photo, pipeline.recipe)
         asked = [*built_in, *(_asked(engine, open_photo, str(photo), photo.read_bytes) for photo in photos)]
     tell("tracing the network")
-    graph, unexplained = _traced(pipeline, engine)
-    card = Card(
-        labels=engine.labels,
-        recipe=pipeline.recipe,
-        threshold=pipeline.threshold,
-        source=engine.about["model_sha256"],  # of the bytes that were opened
-        notebook=notebook_sha256,
-        proof=Proof(0, 0, 0.0),
-        probes=(),
-        unexplained=unexplained,
-        versions=_versions(),
-    )
+    graph, unexplained = _traced(pipeline, engine, tell)
     tell("proving")
+    card = _unproven(engine, pipeline, notebook_sha256, unexplained)
     card = replace(card, proof=Proof(len(asked), len(photos), prove(graph, card, asked, open_photo)))
-    if card.unexplained is None:
+    if unexplained is None:
         tell("proving where it looks")
         with _nothing_random():
             built_in = [_with_grid(picture, engine, open_photo) for picture in built_in]
-        graph, card = _with_proven_grids(graph, card, built_in, pipeline, open_photo)
+        graph, card = _with_proven_grids(graph, card, built_in, pipeline, open_photo, tell)
     judged = [_judged(picture, engine, pipeline, open_photo) for picture in built_in]
     card = replace(card, probes=most_telling(judged))
     write_compiled(output, graph, card)
@@ -167,7 +158,8 @@ def prove_explanations(graph: bytes, card: Card, asked: Sequence[Asked], open_ph
         NotCompiled: one differs by more than `EXACT_GRID`, or OpenVINO cannot run that part of the graph.
     """
     try:
-        explainer = Explainer(openvino_core().read_model(graph), cores=1)
+        model = openvino_core().read_model(graph)
+        explainer = Explainer(model, OpenVINONetwork(model, "float32", cores=1, also=(FEATURES,)), cores=1)
         grids = [
             explainer.explain(card, card.recipe.apply(open_photo(io.BytesIO(picture.read())).decoded()))[1].grid
             for picture in asked
@@ -180,30 +172,43 @@ def prove_explanations(graph: bytes, card: Card, asked: Sequence[Asked], open_ph
     return largest
 
 
-def _traced(pipeline: Pipeline, engine: LearnerEngine) -> tuple[bytes, str | None]:
+def _traced(pipeline: Pipeline, engine: LearnerEngine, tell: Progress) -> tuple[bytes, str | None]:
     """The graph, and why it does not show where it looked; None if it does."""
+    labels = len(engine.labels)
     if engine.features is None:
-        return trace(pipeline, len(engine.labels)), engine.why_unexplained
+        return trace(pipeline, labels), engine.why_unexplained
     try:
-        return trace(pipeline, len(engine.labels), engine.features), None
+        return trace(pipeline, labels, engine.features), None
     except NotCompiled as error:
-        graph = trace(pipeline, len(engine.labels))
-        return graph, _unexplained(error)
+        graph = trace(pipeline, labels)  # raises again where heatmaps are not to blame
+        tell(f"compiling it without heatmaps: {error}")
+        return graph, NOT_BY_COMPILED
 
 
 def _with_proven_grids(
-    graph: bytes, card: Card, asked: Sequence[Asked], pipeline: Pipeline, open_photo: OpenPhoto
+    graph: bytes, card: Card, asked: Sequence[Asked], pipeline: Pipeline, open_photo: OpenPhoto, tell: Progress
 ) -> tuple[bytes, Card]:
     """Both with the proof of where the graph looks; if it does not hold, without anything that shows it."""
     try:
         largest = prove_explanations(graph, card, asked, open_photo)
     except NotCompiled as error:
-        return trace(pipeline, len(card.labels)), replace(card, unexplained=_unexplained(error))
+        tell(f"compiling it without heatmaps: {error}")
+        return trace(pipeline, len(card.labels)), replace(card, unexplained=NOT_BY_COMPILED)
     return graph, replace(card, proof=replace(card.proof, largest_grid_difference=largest))
 
 
-def _unexplained(error: NotCompiled) -> str:
-    return f"where this network looked cannot be shown by the compiled model: {error}"
+def _unproven(engine: LearnerEngine, pipeline: Pipeline, notebook: str | None, unexplained: str | None) -> Card:
+    return Card(
+        labels=engine.labels,
+        recipe=pipeline.recipe,
+        threshold=pipeline.threshold,
+        source=engine.about["model_sha256"],  # of the bytes that were opened
+        notebook=notebook,
+        proof=Proof(0, 0, 0.0),
+        probes=(),
+        unexplained=unexplained,
+        versions=_versions(),
+    )
 
 
 def _answered(network: OpenVINONetwork, card: Card, photo: Photo) -> Prediction:

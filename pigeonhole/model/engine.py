@@ -32,7 +32,7 @@ WAYS = ("fast", "exact", "rerun")  # the guard sent a rerun on to the exact way
 SAFETY = 5  # times the largest deviation seen
 RELATIVE = 0.01  # of the range of log-odds; bfloat16 is off by up to 2**-9 at each of a network's many roundings
 NEVER_ZERO = 1e-37  # about the smallest float32; what a probability is at least, for its logarithm
-OTHER_HERE = "where the model looked does not come out on this machine as it was proven; it is not shown."
+OTHER_HERE = "on this machine heatmaps differ from those that were proven, so none are shown."
 NEVER_ONE = 1 - 2.0**-24  # the last float32 before 1; a sigmoid that says 1 may mean less
 
 
@@ -127,7 +127,9 @@ class OpenVINONetwork:
             request.infer()
             return [np.array(request.get_tensor(name).data[0]) for name in names or self._names]
         finally:
-            held[:] = 0  # a request that waits holds nobody's picture
+            held[:] = 0  # a request that waits holds nobody's picture, nor what a picture could be told from
+            for name in self._names:
+                request.get_tensor(name).data[:] = 0
             self._idle.append(request)
 
     def _new_request(self, shape: tuple[int, ...]) -> Any:
@@ -210,11 +212,11 @@ class CompiledEngine:
     ) -> None:
         self.card, self.labels = card, card.labels
         self.network, self._fast = exact, fast
-        self._count, self.explainer = count, explainer
+        self._count, self._explainer = count, explainer
 
     @property
     def why_unexplained(self) -> str | None:
-        return None if self.explainer else self.card.unexplained or OTHER_HERE
+        return None if self._explainer else self.card.unexplained or OTHER_HERE
 
     @property
     def useful_side(self) -> int | None:
@@ -250,9 +252,9 @@ class CompiledEngine:
 
     def explain(self, photo: Photo, label: str | None = None) -> tuple[Prediction, Explanation]:
         """The exact way, and where it looked."""
-        assert self.explainer is not None
-        self._count("exact")
-        return self.explainer.explain(self.card, self.pixels(photo), label)
+        assert self._explainer is not None
+        prediction, explanation = self._explainer.explain(self.card, self.pixels(photo), label)
+        return self._counted("exact", prediction), explanation
 
     def exactly(self, photo: Photo) -> Prediction:
         """All pixels, float32."""

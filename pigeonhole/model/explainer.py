@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 class Explainer:
     """Answers in float32 and says where it looked; may be called from many threads at once.
 
-    `model` is that of export.onnx, with all its outputs; `network` answers, and gives the features along.
+    `model` is that of export.onnx, with all its outputs; `network` is its part that answers, with the features along.
     """
 
-    def __init__(self, model: openvino.Model, cores: int) -> None:
-        self.network = OpenVINONetwork(model, "float32", cores, also=(FEATURES,))
+    def __init__(self, model: openvino.Model, network: OpenVINONetwork, cores: int) -> None:
+        self._network = network
         self._heatmap = compile_part(part(model, [HEATMAP], [LABEL_WEIGHTS], begin=FEATURES), "float32", cores)
         has_seen = any(SEEN in output.get_names() for output in model.outputs)
         self._seen = compile_part(part(model, [SEEN], [PICTURES]), "float32", cores) if has_seen else None
 
     def explain(self, card: Card, pixels: np.ndarray, label: str | None = None) -> tuple[Prediction, Explanation]:
         """Of uint8 `pixels`, height × width × channels: the answer, and where it looked for `label`."""
-        probabilities, features = self.network.outputs(pixels)
+        probabilities, features = self._network.outputs(pixels)
         prediction = answer(card, probabilities)
-        place = prediction.place_of(label, card.labels)
+        index = prediction.index_of(label, card.labels)
         weights = np.zeros(len(card.labels), np.float32)
-        weights[place] = 1
+        weights[index] = 1
         heatmap = _infer(self._heatmap, {FEATURES: features[None], LABEL_WEIGHTS: weights})
         seen = pixels if self._seen is None else _infer(self._seen, {PICTURES: pixels[None]})
-        return prediction, Explanation(card.labels[place], as_picture(seen), normalized(heatmap))
+        return prediction, Explanation(card.labels[index], as_picture(seen), normalized(heatmap))
 
 
 def _infer(compiled: openvino.CompiledModel, inputs: dict[str, Any]) -> np.ndarray:

@@ -26,12 +26,12 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pigeonhole.errors import CompiledFileError, PackagesMissing
-from pigeonhole.model.card import COMPILE, Card, Probe, read_card
+from pigeonhole.model.card import COMPILE, FEATURES, Card, Probe, read_card
 from pigeonhole.model.cores import usable_cores
 from pigeonhole.model.engine import (
     OTHER_HERE,
@@ -47,6 +47,9 @@ from pigeonhole.model.engine import (
 )
 from pigeonhole.model.explainer import Explainer
 from pigeonhole.model.predictor import Photo, Prediction
+
+if TYPE_CHECKING:
+    import openvino
 
 log = logging.getLogger(__name__)
 
@@ -90,29 +93,46 @@ def load_compiled(
     cores = max(1, usable_cores() // workers)
     try:
         model = core.read_model(path)
-        explainer = Explainer(model, cores) if card.unexplained is None else None
-        network = explainer.network if explainer else OpenVINONetwork(model, "float32", cores)
-        exact = CompiledEngine(card, network, None, count)
+        network = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
+        exact = CompiledEngine(card, network, None)
         answers = check_exact(exact, open_photo)
     except CompiledFileError:
         raise
     except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
         raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
-    if explainer and looks_as_proven(exact, explainer, open_photo):
-        exact.explainer = explainer
-    if precision == "exact":
-        return exact
+    explainer = None if card.unexplained else _explainer(exact, model, network, cores, open_photo)
+    fast = None if precision == "exact" else _fast_way(exact, answers, model, cores, open_photo)
+    return CompiledEngine(card, network, fast, count, explainer)
+
+
+def _explainer(
+    exact: CompiledEngine, model: openvino.Model, network: OpenVINONetwork, cores: int, open_photo: OpenPhoto
+) -> Explainer | None:
+    """What shows where the model looked, if it shows here what was proven; else there are answers, and no heatmaps."""
     try:
-        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        fast = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
-        guard = guard_of(exact, answers, fast, open_photo)
+        explainer = Explainer(model, network, cores)
+        if looks_as_proven(exact, explainer, open_photo):
+            return explainer
+        log.warning(OTHER_HERE)
     except Exception:  # of OpenVINO
-        log.warning("the fast way of %s does not run on this machine; it is not used", path, exc_info=True)
-        return exact
+        log.warning("heatmaps cannot be computed on this machine; none are shown", exc_info=True)
+    return None
+
+
+def _fast_way(
+    exact: CompiledEngine, answers: Sequence[Prediction], model: openvino.Model, cores: int, open_photo: OpenPhoto
+) -> FastWay | None:
+    try:
+        has_bfloat16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
+        guard = guard_of(exact, answers, network, open_photo)
+    except Exception:  # of OpenVINO
+        log.warning("the fast way does not run on this machine; it is not used", exc_info=True)
+        return None
     if guard is None:
-        log.warning("the fast way of %s is too far off on this machine, or cannot be judged; it is not used", path)
-        return exact
-    return CompiledEngine(card, exact.network, FastWay(fast, guard), count, exact.explainer)
+        log.warning("the fast way is too far off on this machine, or cannot be judged; it is not used")
+        return None
+    return FastWay(network, guard)
 
 
 def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
@@ -142,14 +162,9 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
 
 def looks_as_proven(engine: CompiledEngine, explainer: Explains, open_photo: OpenPhoto) -> bool:
     """Ask where it looks in the probe of which most speaks for its label, and compare with the file."""
-    card = engine.card
-    probe = max(card.probes, key=lambda probe: np.count_nonzero(probe.grid or 0))
+    probe = max(engine.card.probes, key=lambda probe: np.count_nonzero(probe.grid or 0))
     pixels = engine.pixels(open_photo(io.BytesIO(probe.picture)))
-    off = grid_difference(explainer.explain(card, pixels)[1].grid, probe.grid)
-    if not off <= EXACT_GRID:
-        log.warning("%s (off by %.2g)", OTHER_HERE, off)
-        return False
-    return True
+    return grid_difference(explainer.explain(engine.card, pixels)[1].grid, probe.grid) <= EXACT_GRID
 
 
 def grid_difference(grid: np.ndarray, expected: Any) -> float:

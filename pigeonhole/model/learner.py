@@ -69,6 +69,7 @@ def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str], sha256:
     try:
         engine = LearnerEngine(_load(file, path, allowed), sha256)
         engine.predict(Shown(blank_picture()))
+        _ = engine.features  # found now, not when somebody asks
     except Exception as error:
         raise ModelFileError(f"MODEL={path} cannot be served: {_explained(error)}") from error
     return engine
@@ -200,10 +201,10 @@ class LearnerEngine:
         with self._one_at_a_time:
             with _batch_of(self._learner.model) as batches:
                 prediction = self._predicted(item)
-            place = prediction.place_of(label, self.labels)
-            (heatmap,) = gradcam(self._learner.model, features, batches[0], place)
+            index = prediction.index_of(label, self.labels)
+            (heatmap,) = gradcam(self._learner.model, features, batches[0], index)
         seen = as_picture(_before_normalizing(self._learner, batches[0]))
-        return prediction, Explanation(self.labels[place], seen, normalized(heatmap))
+        return prediction, Explanation(self.labels[index], seen, normalized(heatmap))
 
     @cached_property
     def features(self) -> Place | None:

@@ -35,7 +35,7 @@ class Prediction:
         """Each of the engine's `labels` with its probability, best first; of equals, the first label first."""
         return sorted(zip(labels, self.probabilities, strict=True), key=lambda pair: -pair[1])
 
-    def place_of(self, label: str | None, labels: Sequence[str]) -> int:
+    def index_of(self, label: str | None, labels: Sequence[str]) -> int:
         """Where `label` stands among the engine's `labels`; of None, where the most probable one does."""
         return max(range(len(labels)), key=self.probabilities.__getitem__) if label is None else labels.index(label)
 
@@ -171,7 +171,7 @@ class Predictor:
         if engine.why_unexplained is not None:
             raise NotAvailable(engine.why_unexplained)
         if label is not None and label not in engine.labels:
-            raise BadParameter("`explain_label` is none of the model's labels; `top=all` lists them.")
+            raise BadParameter("the label to explain is none of the model's labels.")
         return engine
 
 

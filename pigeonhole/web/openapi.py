@@ -57,13 +57,13 @@ def install(api: API) -> None:
     @app.get("/docs")
     def docs() -> Response:
         """A page to try the API on."""
-        return file_reply(STATIC, "docs.html", POLICY)
+        return file_reply(STATIC / "docs.html", POLICY)
 
     @app.get("/docs/<name>")
     def docs_file(name: str) -> Response:
         if name not in OURS + SWAGGER_UI:
             raise NotFound
-        return file_reply(STATIC if name in OURS else _swagger_ui(name), name, POLICY)
+        return file_reply((STATIC if name in OURS else _swagger_ui(name)) / name, POLICY)
 
 
 def _swagger_ui(name: str) -> Path:

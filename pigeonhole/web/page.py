@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
@@ -55,7 +56,7 @@ class PageForm(Options):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownAnswer:
     """A picture's answer, as the page shows it."""
 
     name: str
@@ -97,7 +98,7 @@ class Answers:
     def __init__(self, classifier: Classifier, predictor: Predictor, examples: Examples) -> None:
         self._classifier, self._predictor, self._examples = classifier, predictor, examples
 
-    def answered(self) -> Sequence[Shown]:
+    def answered(self) -> Sequence[ShownAnswer]:
         """What the model says of each picture.
 
         Raises:
@@ -105,9 +106,10 @@ class Answers:
         """
         body = self._read()
         wanted = combined(Options(), body)
+        explains = wanted.explain and self._predictor.load_or_refuse().why_unexplained is None
         pictures = [self._classifier.fetched(wanted.url)] if wanted.url is not None else wanted.pictures
         said: Sequence[tuple[Prediction, Explanation | None]]
-        if wanted.explain and self._predictor.load_or_refuse().why_unexplained is None:
+        if explains:
             said = self._classifier.explain(pictures, wanted.explain_label)
         else:
             said = [(prediction, None) for prediction in self._classifier.classify(pictures)]
@@ -117,16 +119,25 @@ class Answers:
         """The form, with the example that it names as if it had been sent."""
         body = cast(Submission, read_body([self.form], cast(PictureRequest, request)))
         if example := self._examples.get(body.parameters.example):
-            kept = cast(PictureRequest, request).kept([example.path.read_bytes()])
-            return Submission(kept, parameters=body.parameters)
+            kept = cast(PictureRequest, request).kept([_content_of(example)])
+            return Submission(
+                kept, parameters=body.parameters.model_copy(update={"url": None})
+            )  # what was clicked counts
         if not body.pictures and body.parameters.url is None:
             raise NoImage("no picture was chosen; choose one, and send it again.")
         return body
 
-    def _shown(self, prediction: Prediction, explanation: Explanation | None, picture: SentPicture) -> Shown:
+    def _shown(self, prediction: Prediction, explanation: Explanation | None, picture: SentPicture) -> ShownAnswer:
         labels = [prediction.success] if isinstance(prediction.success, str) else prediction.success
         ranked = likely(prediction, self._classifier.labels, "all")
-        return Shown(picture.harmless_name, labels, ranked, explanation)
+        return ShownAnswer(picture.harmless_name, labels, ranked, explanation)
+
+
+def _content_of(example: ExamplePicture) -> bytes:
+    try:
+        return example.path.read_bytes()
+    except OSError as error:
+        raise NoImage("that example is not there any more; choose another one.") from error
 
 
 def _add_page(app: Flask, predictor: Predictor, render: Callable[..., str], answers: Answers) -> None:
@@ -174,7 +185,7 @@ def _reply(text: str, refusal: Refusal | None = None) -> Response:
 def _render_of(settings: Settings, examples: Examples) -> Callable[..., str]:
     """What makes the page's text; the settings are in it from the start."""
     jinja = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    jinja.filters.update(percent=percent, data_uri=data_uri, place=place)
+    jinja.filters.update(percent=percent, data_uri=data_uri, whereabouts=whereabouts)
     jinja.trim_blocks = jinja.lstrip_blocks = True
     template = jinja.get_template("page.html")
     known: dict[str, Any] = {"settings": settings, "examples": list(examples), "mib": settings.max_body_bytes / MIB}
@@ -186,7 +197,7 @@ def _render_of(settings: Settings, examples: Examples) -> Callable[..., str]:
 
 
 def _add_files(app: Flask, colour: str) -> None:
-    theme, icon = stylesheet(colour), (TEMPLATES / "icon.svg").read_text().replace("COLOUR", colour)
+    theme, icon = stylesheet(colour), (TEMPLATES / "icon.svg").read_text("utf-8").replace("COLOUR", colour)
 
     @app.get("/page/<name>")
     def page_file(name: str) -> Response:
@@ -196,7 +207,7 @@ def _add_files(app: Flask, colour: str) -> None:
             return text_reply(icon, "image/svg+xml", POLICY)
         if name not in FILES:
             raise NotFound
-        return file_reply(STATIC, name, POLICY)
+        return file_reply(STATIC / name, POLICY)
 
 
 def _add_examples(app: Flask, examples: Examples) -> None:
@@ -205,17 +216,18 @@ def _add_examples(app: Flask, examples: Examples) -> None:
         shown = examples.get(name)
         if shown is None:
             raise NotFound
-        return file_reply(shown.path.parent, shown.path.name, POLICY, shown.media_type)
+        return file_reply(shown.path, POLICY, shown.media_type)
 
 
 def percent(probability: float) -> str:
-    """As page.js writes it: 98%, 4.1%, below 0.1%."""
+    """As page.js writes it: 98%, 4.1%, below 0.1%; halves are rounded up."""
     if 0 < probability < 0.001:
         return "below 0.1%"
-    return f"{probability * 100:.{1 if 0 < probability < 0.0995 else 0}f}%"
+    step = Decimal("0.1") if 0 < probability < 0.0995 else Decimal(1)
+    return f"{Decimal(probability * 100).quantize(step, ROUND_HALF_UP)}%"
 
 
-def place(explanation: Explanation) -> str:
+def whereabouts(explanation: Explanation) -> str:
     """Where the heat lies, in words, for who does not see it: its centre, in which the hottest cells count most."""
     weights = explanation.grid.astype(float) ** 3
     if not weights.max() > 0:

@@ -26,7 +26,7 @@ def examples_of(settings: Settings) -> Sequence[ExamplePicture]:
     """The pictures in PAGE_EXAMPLES, in the order of their names; without it, none. Hidden files are passed over.
 
     Raises:
-        FolderError: it is no folder, or holds nothing, too much, or what would be refused.
+        FolderError: it is no folder, or holds nothing, too much, or what does not start as a picture.
     """
     folder = settings.page_examples
     if not settings.page or folder is None:
@@ -41,6 +41,8 @@ def examples_of(settings: Settings) -> Sequence[ExamplePicture]:
 
 
 def _example(path: Path, most_bytes: int) -> ExamplePicture:
+    if not path.is_file():
+        raise _refusal(path.parent, f"{path.name} is not a file")
     if path.stat().st_size > most_bytes:
         raise _refusal(path.parent, f"{path.name} is larger than {most_bytes / MIB:g} MiB, which is MAX_BODY_BYTES")
     try:

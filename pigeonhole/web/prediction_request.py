@@ -26,7 +26,10 @@ def _number(value: Any, info: ValidationInfo) -> Any:
 
 
 def _flag(value: Any, info: ValidationInfo) -> Any:
-    return FLAGS.get(value, value) if info.context and info.context["are_texts"] else value
+    """True or False, which a query writes as 1 and 0, and JSON may as well."""
+    if info.context and info.context["are_texts"]:
+        return FLAGS.get(value, value)
+    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
 
 
 def _image_or_url(schema: dict[str, Any]) -> None:
@@ -36,7 +39,7 @@ def _image_or_url(schema: dict[str, Any]) -> None:
 
 TOP = {"oneOf": [{"type": "integer", "minimum": 1, "maximum": MOST}, {"const": "all"}], "examples": [3]}
 Top = Annotated[Annotated[int, Field(ge=1, le=MOST)] | Literal["all"], BeforeValidator(_number), WithJsonSchema(TOP)]
-HOW = {"oneOf": [{"type": "boolean"}, {"const": "raw"}], "examples": [True]}
+HOW = {"oneOf": [{"type": "boolean"}, {"type": "integer", "enum": [0, 1]}, {"const": "raw"}], "examples": [True]}
 How = Annotated[bool | Literal["raw"], BeforeValidator(_flag), WithJsonSchema(HOW)]
 Label = Annotated[str, WithJsonSchema({"type": "string"})]
 Base64 = Annotated[str, WithJsonSchema(BASE64)]

@@ -138,7 +138,7 @@ def test_compiled_when_stale(folder: Path, monkeypatch: pytest.MonkeyPatch, stat
     commands: list[list[str]] = []
     told: list[str] = []
 
-    def run(command: list[str]) -> Any:
+    def run(command: list[str], **options: Any) -> Any:
         commands.append(command)
         return type("Done", (), {"returncode": status})
 

@@ -215,6 +215,7 @@ def test_nothing_is_kept(compiled_demo: Path, monkeypatch: pytest.MonkeyPatch) -
     for network in (asked.network, asked._fast.network):  # type: ignore[union-attr]
         (request,) = network._idle  # type: ignore[attr-defined]
         assert not request.get_input_tensor().data.any()
+        assert not any(tensor.data.any() for tensor in request.output_tensors)
 
 
 def test_a_sigmoid_that_says_one() -> None:

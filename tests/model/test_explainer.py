@@ -16,8 +16,9 @@ from PIL import Image
 from pigeonhole.errors import NotAvailable
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import tracing
-from pigeonhole.model.compiler import as_table, compile_export
-from pigeonhole.model.engine import CompiledEngine, openvino_core
+from pigeonhole.model.card import FEATURES
+from pigeonhole.model.compiler import NOT_BY_COMPILED, as_table, compile_export
+from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork, openvino_core
 from pigeonhole.model.explain import normalized
 from pigeonhole.model.explainer import Explainer
 from pigeonhole.model.gradcam import NO_FEATURES, gradcam, last_features
@@ -96,7 +97,7 @@ def test_deletion(compiled_demo: Path, clothing: Path) -> None:
             photo = open_probe(file)
             prediction, explanation = engine.explain(photo)
             pixels = engine.pixels(photo)
-        place = prediction.place_of(None, engine.labels)
+        place = prediction.index_of(None, engine.labels)
         heat = explanation.heat().ravel()
 
         def lost(order: np.ndarray, pixels: np.ndarray = pixels, place: int = place) -> float:
@@ -153,7 +154,7 @@ def test_other_heatmaps_here(compiled_demo: Path, tmp_path: Path, caplog: pytest
     path = rewritten(compiled_demo, tmp_path / "x.onnx", other)
     with caplog.at_level(logging.WARNING):
         engine = load(path)
-    assert "does not come out on this machine as it was proven" in caplog.text
+    assert "heatmaps differ from those that were proven" in caplog.text
     assert engine.why_unexplained
     assert engine.predict(Shown(Image.new("RGB", (200, 200), "red"))).success in engine.labels
 
@@ -175,7 +176,7 @@ def test_a_wrong_backward(compiled_demo: Path, tmp_path: Path) -> None:
     [("untraceable", "the network cannot be traced"), ("other", "its heatmaps differ from the learner's by up to")],
 )
 def test_compiled_without(fault: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that ONNX cannot express, or whose heatmaps differ, is compiled without them; the file says why."""
+    """A head that ONNX cannot express, or whose heatmaps differ, is compiled without them, and it is told why."""
 
     def head(network: Any, place: Any, batch: Any) -> Any:
         import torch
@@ -189,10 +190,11 @@ def test_compiled_without(fault: str, sentence: str, tmp_path: Path, monkeypatch
         return Head()
 
     monkeypatch.setattr(tracing, "traced_head", head)
-    card = compile_export(FOLDER / "plain.pkl", tmp_path / "x.onnx", open_probe)
-    assert sentence in (card.unexplained or "")
+    told: list[str] = []
+    compile_export(FOLDER / "plain.pkl", tmp_path / "x.onnx", open_probe, tell=told.append)
+    assert [line for line in told if "without heatmaps" in line and sentence in line]
     engine = load(tmp_path / "x.onnx")
-    assert engine.why_unexplained == card.unexplained
+    assert engine.why_unexplained == NOT_BY_COMPILED  # clients get it, so nothing of torch's is in it
     assert "label_weights" not in str(openvino_core().read_model(tmp_path / "x.onnx").inputs)
 
 
@@ -207,7 +209,8 @@ def test_resnets(clothing: Path) -> None:
     network = create_vision_model(resnet18, len(engine.labels), pretrained=False).eval()
     pipeline = replace(understand(engine.learner, engine.mode), network=network)
     place = last_features(network, lambda: network(tracing.batch_of(pipeline, tracing.example_of(pipeline))))
-    explainer = Explainer(openvino_core().read_model(tracing.trace(pipeline, len(engine.labels), place)), cores=1)
+    model = openvino_core().read_model(tracing.trace(pipeline, len(engine.labels), place))
+    explainer = Explainer(model, OpenVINONetwork(model, "float32", cores=1, also=(FEATURES,)), cores=1)
     card = replace(CARD, labels=engine.labels, recipe=pipeline.recipe, threshold=None)
     for number, path in enumerate(validation(clothing, 50)):
         with path.open("rb") as file:

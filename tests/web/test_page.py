@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from pigeonhole.errors import FolderError, ModelFault, ModelFileError
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
-from pigeonhole.web.page import percent, place
+from pigeonhole.web.page import percent, whereabouts
 from pigeonhole.web.theme import DARK, LIGHT, contrast, parsed, stylesheet
 from tests.conftest import Colours, StartServer, form, picture
 from tests.web.web import Web
@@ -321,7 +322,27 @@ def test_an_example_without_javascript(settings: Settings, examples: Path) -> No
     """The button of an example sends its number, and gets its answer."""
     client = client_of(settings, page_examples=examples)
     assert labels(client.post("/", data=form(NOTHING, example="2", explain="1"))) == ["blue"]
+    assert labels(client.post("/", data=form((PNG, "x.png"), example="2", url=ON_THE_WEB))) == ["blue"]
     assert client.post("/", data=form(NOTHING, example="3")).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["new\nline.png", "lat\udce9in.png", 'a"b;c.png'], ids=ascii)
+def test_an_example_of_any_name(settings: Settings, tmp_path: Path, name: str) -> None:
+    """A name that no header can hold keeps no example from being shown."""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    (folder / name).write_bytes(PNG)
+    with client_of(settings, page_examples=folder).get("/examples/1") as file:
+        assert (file.status_code, file.data) == (200, PNG)
+
+
+def test_an_example_that_has_gone(settings: Settings, examples: Path) -> None:
+    """An example that was removed while the service runs is not there, and that is said."""
+    client = client_of(settings, page_examples=examples)
+    (examples / "a.png").unlink()
+    assert client.get("/examples/1").status_code == 404
+    answer = client.post("/", data=form(NOTHING, example="1"))
+    assert (answer.status_code, "not there any more" in answer.text) == (400, True)
 
 
 def full(folder: Path) -> None:
@@ -335,7 +356,8 @@ BAD_FOLDERS = {
     "thirteen": (full, "it holds 13 files"),
     "text": (lambda folder: (folder / "x.png").write_text("hello"), "x.png: the file is not a picture"),
     "heic": (lambda folder: (folder / "x").write_bytes(b"\0\0\0\x18ftypheic"), "x: the file is a HEIC picture"),
-    "a folder": (lambda folder: (folder / "x").mkdir(), "it is not a folder with files that can be read"),
+    "a folder": (lambda folder: (folder / "x").mkdir(), "x is not a file"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "x.png"), "x.png is not a file"),
     "large": (lambda folder: (folder / "x.png").write_bytes(PNG.ljust(9000)), "x.png is larger than"),
 }
 
@@ -369,30 +391,29 @@ def test_what_cannot_be_explained(settings: Settings) -> None:
     assert labels(client.post("/", data=form((picture("blue"), "a.png"), explain="1"))) == ["blue"]
 
 
-@pytest.mark.parametrize(
-    ("probability", "told"),
-    [(0, "0%"), (0.0004, "below 0.1%"), (0.001, "0.1%"), (0.041, "4.1%"), (0.0994, "9.9%"),
-     (0.0996, "10%"), (0.976, "98%"), (1, "100%")],
-)  # fmt: skip
+PERCENTS = [(0, "0%"), (0.0004, "below 0.1%"), (0.001, "0.1%"), (0.041, "4.1%"), (0.0625, "6.3%"), (0.0994, "9.9%"),
+            (0.0996, "10%"), (0.125, "13%"), (0.976, "98%"), (1, "100%")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("probability", "told"), PERCENTS)
 def test_percent(probability: float, told: str) -> None:
     """Probabilities are told as closely as anybody wants to know."""
     assert percent(probability) == told
 
 
-@pytest.mark.parametrize(
-    ("row", "column", "told"),
-    [(0, 0, "most at the top left"), (0, 1, "most at the top"), (1, 1, "most in the middle"),
-     (1, 2, "most at the right"), (2, 0, "most at the bottom left"), (None, None, "nowhere in particular")],
-)  # fmt: skip
-def test_place(row: int | None, column: int | None, told: str) -> None:
+WHEREABOUTS = [
+    ([[1, 0, 0], [0, 0, 0], [0, 0, 0]], "most at the top left"),
+    ([[0, 1, 0], [0, 0, 0], [0, 0, 0]], "most at the top"),
+    ([[0, 0, 0], [0, 1, 0], [0, 0, 0]], "most in the middle"),
+    ([[0, 0, 0], [0, 0, 1], [0, 0, 0]], "most at the right"),
+    ([[0, 0, 0], [0, 0, 0], [1, 0, 0]], "most at the bottom left"),
+    ([[0, 0], [0, 0]], "nowhere in particular"),
+    # two hot columns of four are the right half, not the middle
+    ([[0, 0, 0.1, 0.1], [0, 0.1, 1, 0.9], [0, 0, 0.2, 0.1], [0, 0, 0, 0]], "most at the top right"),
+]
+
+
+@pytest.mark.parametrize(("rows", "told"), WHEREABOUTS)
+def test_whereabouts(rows: list[list[float]], told: str) -> None:
     """Where the model looked is told in words, too."""
-    grid = np.zeros((3, 3), np.float32)
-    if row is not None:
-        grid[row, column] = 1
-    assert place(Explanation("x", Image.new("RGB", (3, 3)), grid)) == told
-
-
-def test_place_of_a_patch() -> None:
-    """Two hot columns of four are the right half, not the middle."""
-    grid = np.float32([[0, 0, 0.1, 0.1], [0, 0.1, 1, 0.9], [0, 0, 0.2, 0.1], [0, 0, 0, 0]])
-    assert place(Explanation("x", Image.new("RGB", (4, 4)), grid)) == "most at the top right"
+    assert whereabouts(Explanation("x", Image.new("RGB", (3, 3)), np.array(rows, np.float32))) == told

@@ -21,6 +21,7 @@ from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 from tests.conftest import Colours, encoded, picture
 from tests.web.browser import page_of
+from tests.web.test_page import PERCENTS, WHEREABOUTS
 from tests.web.web import Web, listening
 
 ON_THE_WEB = "https://example.com/photo.png"
@@ -524,3 +525,30 @@ def test_accessible_without_javascript(address: str, scheme: str) -> None:
         page.get_by_role("button", name="Ask the model").click()
         expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
         assert violations(page) == ""
+
+
+def test_said_alike(address: str) -> None:
+    """What the page says in its own words it says as the service does where there is no JavaScript."""
+    with page_of(address) as page:
+        for probability, told in PERCENTS:
+            assert page.evaluate("(probability) => percent(probability)", probability) == told
+        for rows, told in WHEREABOUTS:
+            assert page.evaluate("(rows) => place(rows)", rows) == told
+
+
+def test_an_example_that_cannot_be_had(address: str) -> None:
+    """That is said where its answer would be, and nothing is sent."""
+    with page_of(address, refused=503) as page:
+        page.route("**/examples/*", lambda route: route.fulfill(status=503, body="{}"))
+        page.locator(".example").first.click()
+        expect(page.locator("#sure")).to_have_text("The example cannot be had at the moment.")
+        expect(page.locator("#label")).to_have_text("That did not work")
+
+
+def test_more_than_are_kept(address: str, engine: Watching) -> None:
+    """What is answered makes room for what is still to be answered, and every picture gets its answer."""
+    with page_of(address) as page:
+        for _ in range(2):
+            choose(page, *(photo(name=f"{number}.png", size=(8, 8)) for number in range(40)))
+        expect(page.locator(".tile")).to_have_count(60)
+        expect(page.locator(".tile-label", has_text="blue")).to_have_count(60)

@@ -143,7 +143,9 @@ def test_bad_parameters(client: FlaskClient, query: str) -> None:
         {"top": True},
         {"top": [1]},
         {"top": {}},
-        {"explain": 1},
+        {"explain": 2},
+        {"explain": 0.5},
+        {"explain": "1"},
         {"explain": "yes"},
     ],
     ids=str,
@@ -176,9 +178,10 @@ def png_of(uri: str) -> Image.Image:
         lambda client: client.post("/predict", data=form((BLUE, "x.png"), explain="true")),
         lambda client: client.post("/predict?explain=1", data=BLUE, content_type="image/png"),
         lambda client: post_json(client, {"image": TEXT, "explain": True}),
+        lambda client: post_json(client, {"image": TEXT, "explain": 1}),
         lambda client: client.get("/predict", query_string={"url": URL, "explain": "1"}),
     ],
-    ids=["query", "form", "raw", "json", "get"],
+    ids=["query", "form", "raw", "json", "json as a number", "get"],
 )
 def test_explaining(fetching: FlaskClient, ask: Callable[[FlaskClient], Any]) -> None:
     """`explain=1` adds the heatmap over what the model saw, as a PNG, and the label it is of."""
@@ -218,7 +221,7 @@ def test_no_such_label(client: FlaskClient) -> None:
     for files in ([(BLUE, "x.png")], [(BLUE, "x.png"), (RED, "y.png")]):
         response = client.post("/predict?explain_label=Blue", data=form(*files))
         assert (response.status_code, response.json["code"]) == (400, "bad_parameter")
-        assert response.json["error"].startswith("`explain_label` is none of the model's labels")
+        assert response.json["error"] == "the label to explain is none of the model's labels."
 
 
 def test_explaining_and_not(client: FlaskClient) -> None:

@@ -37,11 +37,12 @@ let running = 0;
 function send(sources) {
   const several = sources.length > 1;
   const pictures = sources.slice(0, MOST_KEPT).map((source) => ({
-    name: "", sent: null, thumb: null, request: null, share: 0, heats: new Map(), label: null, all: false, ...source, state: "waiting",
+    name: "", sent: null, thumb: null, request: null, share: 0, heats: new Map(), label: null, all: false, problem: null, ...source,
+    state: source.problem ? "failed" : "waiting",
   }));
   pictures.forEach(addTile);
   visit = [...pictures, ...visit];
-  visit.splice(MOST_KEPT).forEach(forget);
+  makeRoom();
   document.body.classList.add("answering");
   $("visit").hidden = false;
   $("kept").textContent = sources.length > MOST_KEPT ? `the first ${MOST_KEPT} of ${sources.length}` : KEPT;
@@ -52,6 +53,16 @@ function send(sources) {
     pictures.forEach((picture) => { picture.batch = pictures; });
   }
   work();
+}
+
+/** The oldest go, those that are answered first; */
+function makeRoom() {
+  const isDone = ({ state }) => state === "answered" || state === "failed";
+  while (visit.length > MOST_KEPT) {
+    const oldest = visit.findLast(isDone) ?? visit.at(-1);
+    visit.splice(visit.indexOf(oldest), 1);
+    forget(oldest);
+  }
 }
 
 function sendFiles(files) {
@@ -504,9 +515,15 @@ function listen() {
   document.querySelectorAll(".example").forEach((button, index) => {
     button.addEventListener("click", async (event) => {
       event.preventDefault();
-      const answer = await fetch(`/examples/${button.value}`);
-      const file = await answer.blob();
-      send([{ file, name: `example-${index + 1}.${file.type.replace("image/", "").replace("jpeg", "jpg")}` }]);
+      const name = `example-${index + 1}`;
+      try {
+        const answer = await fetch(`/examples/${button.value}`);
+        if (!answer.ok) throw new Error(answer.status);
+        const file = await answer.blob();
+        send([{ file, name: `${name}.${file.type.replace("image/", "").replace("jpeg", "jpg")}` }]);
+      } catch {
+        send([{ name, problem: { sentence: "The example cannot be had at the moment." } }]);
+      }
     });
   });
   $("form").addEventListener("submit", (event) => {
