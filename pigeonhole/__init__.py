@@ -2,7 +2,7 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings
+    cli, gunicorn_conf  ->  app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings, drafts
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
@@ -23,6 +23,7 @@ The map, and the direction of imports (left may import right, never back):
                     picture out
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once
+    drafts          a file that is there whole or not at all
 """
 
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pigeonhole import __version__
+from pigeonhole.batch.command import DID_NOT_WORK
 from pigeonhole.errors import FolderError, PigeonholeError, RequestError
 from pigeonhole.intake.pictures import ACCEPTED, open_probe, sniff
 from pigeonhole.settings import Settings
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from pigeonhole.batch.rows import Kind
     from pigeonhole.model.predictor import Predictor
 
-DID_NOT_WORK = 1
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
@@ -30,11 +31,11 @@ def main(arguments: Sequence[str] | None = None, predictor: Predictor | None = N
 
     `predictor` is asked instead of the model that the settings name.
     """
-    options = _parser().parse_args(arguments, argparse.Namespace(predictor=predictor))
+    options = _parser().parse_args(arguments, argparse.Namespace(predictor=predictor, names_model=False))
     try:
         return int(options.run(options) or 0)
     except PigeonholeError as error:
-        print(str(error).removeprefix("MODEL="), file=sys.stderr)  # here the file was named on the command line
+        print(str(error).removeprefix("MODEL=" if options.names_model else ""), file=sys.stderr)
         return DID_NOT_WORK
     except KeyboardInterrupt:
         print("\nstopped; what was not finished is not written.", file=sys.stderr)
@@ -61,11 +62,11 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "predict",
         help="what is on the photos of whole folders",
         description="Classify photos with the model that the service serves; the settings count here too. What is "
-        "clearly no picture is passed over in folders. What cannot be read is told and skipped, and then the exit "
+        "clearly no picture is passed over in folders. What cannot be read is reported and skipped, and then the exit "
         "status is 1. With -o, the same command goes on after an interruption where it was.",
     )
     add = predict.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="photos, and folders of photos, with those in them")
+    add("paths", nargs="+", type=_path, metavar="PATH", help="photos, and folders of photos, with those in them")
     add("--top", type=_top, default=1, metavar="N", help="the N most probable labels of each, or `all`; by default 1")
     form = predict.add_mutually_exclusive_group()
     form.add_argument(
@@ -90,6 +91,13 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     predict.set_defaults(run=_predict, refuse=predict.error)
 
 
+def _path(text: str) -> Path:
+    """What is named; an empty variable of a script would be this folder, and all in it."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
+
+
 def _top(text: str) -> int | None:
     """A number of labels, or None for all."""
     return None if text == "all" else int(_between(int, 1, 1_000_000)(text))
@@ -103,17 +111,21 @@ def _predict(options: argparse.Namespace) -> int:
 
     if options.report and not options.true_labels:
         options.refuse("--report goes with --true-labels")
+    report = (options.report or Path("report.html")) if options.true_labels else None
+    if clash := _clash(options.output, report, options.explain):
+        options.refuse(clash)
     settings = Settings.load()
     job = Job(
         options.paths,
         Limits(settings.max_pixels, settings.max_side),
         settings.orientation,
         shown(settings.model),
+        settings.max_decoded if "max_decoded" in settings.model_fields_set else None,  # here all cores are at hand
         _kind(options),
         options.top,
         options.output,
         options.explain,
-        (options.report or Path("report.html")) if options.true_labels else None,
+        report,
     )
     with Stop.listening() as stop:
         try:
@@ -121,6 +133,18 @@ def _predict(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nstopped.", file=sys.stderr)
             return stop.status
+
+
+def _clash(output: Path | None, report: Path | None, heatmaps: Path | None) -> str | None:
+    """Why these cannot all be written, if one would take another's place."""
+    named = {name: Path(os.path.realpath(path)) for name, path in (("-o", output), ("--report", report)) if path}
+    if len(set(named.values())) < len(named):
+        return f"-o and --report are both {output}; name another file with --report"
+    folder = Path(os.path.realpath(heatmaps)) if heatmaps else None
+    for name, path in named.items():
+        if folder and (path == folder or (path.is_relative_to(folder) and path.suffix.lower() == ".png")):
+            return f"{name} would lie where a heatmap of --explain may go; name another file with {name}"
+    return None
 
 
 def _kind(options: argparse.Namespace) -> Kind:
@@ -156,7 +180,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     doctor.add_argument("file", type=Path, metavar="FILE", help="what learn.export() wrote")
     doctor.add_argument("--json", action="store_true", help="for programs")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, names_model=True)  # on the command line, so a sentence needs no "MODEL="
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -184,7 +208,7 @@ def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FOLDER",
         help="photos of yours to prove it on as well, in this folder and those in it; the file holds none of them",
     )
-    compile_.set_defaults(run=_compile)
+    compile_.set_defaults(run=_compile, names_model=True)
 
 
 def _compile(options: argparse.Namespace) -> None:
@@ -212,10 +236,14 @@ def _photos(folder: Path) -> list[Path]:
     Raises:
         FolderError: there is none, or one cannot be read.
     """
-    if not folder.is_dir():
-        raise FolderError(f"{folder} is not a folder.")
+    try:
+        if not folder.is_dir():
+            raise FolderError(f"{folder} is not a folder.")
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    except OSError as error:  # a folder on the way may not be entered, or a name is too long
+        raise FolderError(f"{folder} cannot be read: {error.strerror}.") from error
     photos = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in paths:
         try:
             with suppress(RequestError), path.open("rb") as file:
                 sniff(file)
@@ -243,6 +271,7 @@ def _download(options: argparse.Namespace) -> None:
 
     settings = Settings.load()
     if options.address:
+        options.names_model = True
         settings = settings.model_copy(update={"model": options.address})
     print(downloaded(settings))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +14,10 @@ from PIL import Image
 
 from pigeonhole.batch import heatmaps
 from pigeonhole.batch.finding import Found, PassedOver, find, opened
-from pigeonhole.batch.output import Output, finished, is_unfinished, to_file, to_stdout
+from pigeonhole.batch.output import Output, finished, is_unfinished, standard_output, to_file, to_stdout
 from pigeonhole.batch.pool import in_order
 from pigeonhole.batch.progress import Progress, is_seen
-from pigeonhole.batch.report import About, Mistake, check_report, write_report
+from pigeonhole.batch.report import About, Mistake, check_report, shrunk, write_report
 from pigeonhole.batch.rows import CSV, Format, JSONLines, Kind, Row, Table, rounded, without_controls
 from pigeonhole.batch.scores import Judged, Scores, as_table
 from pigeonhole.batch.stopping import Stop
@@ -38,6 +39,7 @@ class Job:
     limits: Limits
     orientation: Orientation
     model: str  # as people read it
+    max_decoded: int | None  # photos in hand at once; None for as many as keep all cores busy
     kind: Kind = "table"
     top: int | None = 1
     output: Path | None = None
@@ -47,8 +49,9 @@ class Job:
 
 @dataclass
 class Tally:
-    """What became of the files."""
+    """What became of the files; `left` are those that nothing became of yet."""
 
+    left: int = 0
     answered: int = 0
     unread: int = 0
     passed_over: int = 0
@@ -79,14 +82,22 @@ def predict(predictor: Predictor, job: Job, stop: Stop) -> int:
     format = _format(job, engine, is_multi_label, found)
     with stop.gently(), _output(job, engine, format) as output:
         rows = _Run(predictor, job, stop, tally, output).all(found)
-    if stop.asked is not None:
+    if tally.left:
         return stop.status
     if tally.passed_over == len(found):
         raise FolderError("there is no picture in what was named.")
-    if job.report and rows:
-        _judge(predictor, job, job.report, engine, [(one, rows[one.name]) for one in found if one.name in rows], tally)
+    scores = _judged([(one, rows[one.name]) for one in found if one.name in rows], engine) if job.report else None
+    if job.report and scores:
+        about = About(job.model, engine.about, engine.why_unexplained, tally.passed_over, tally.unread)
+        write_report(job.report, scores, about, _shows(predictor, job, engine))
+        print(f"the report is {job.report}", file=sys.stderr)
     if job.output:
         finished(job.output)
+    if scores:
+        _print_accuracy(scores, job)
+    elif job.report:
+        older = f"; {job.report} is of an earlier run" if job.report.exists() else ""
+        print(f"no photo was answered, so there is no report{older}.", file=sys.stderr)
     return DID_NOT_WORK if tally.unread else WORKED
 
 
@@ -117,10 +128,13 @@ def _output(job: Job, engine: Engine, format: Format) -> AbstractContextManager[
     if job.output is None:
         return to_stdout(format)
     options = {
+        "PATH": json.dumps([str(path) for path in job.paths]),
         "format": format.kind,
         "--top": "all" if job.top is None else str(job.top),
         "--explain": str(job.heatmaps.resolve()) if job.heatmaps else "nothing",
         "ORIENTATION": job.orientation,
+        "MAX_PIXELS": str(job.limits.pixels),
+        "MAX_SIDE": str(job.limits.side),
     }
     return to_file(
         job.output, format, {**{f"model ({what})": value for what, value in engine.about.items()}, **options}
@@ -144,10 +158,12 @@ class _Run:
         if self.job.heatmaps:
             self.places = heatmaps.places(found)
         left = [one for one in found if one.name not in done]
+        self.tally.left = len(left)
+        threads = min(filter(None, (usable_cores() + ONE_MORE, self.job.max_decoded)))
         began = time.monotonic()
         with (
             Progress(len(found), len(found) - len(left), is_seen(self.job.output is None)) as progress,
-            closing(in_order(self.answer, self.stop.until_asked(left), threads=usable_cores() + ONE_MORE)) as answers,
+            closing(in_order(self.answer, self.stop.until_asked(left), threads)) as answers,
         ):
             if len(left) < len(found):
                 progress.say(f"{len(found) - len(left)} of {len(found)} files are done already.")
@@ -167,6 +183,7 @@ class _Run:
         else:
             self.tally.unread += 1
             progress.say(f"{without_controls(one.name)}: {answer}")
+        self.tally.left -= 1
         progress.step()
 
     def answer(self, one: Found) -> Answer:
@@ -191,30 +208,37 @@ class _Run:
 
     def _tell(self, files: int, seconds: float) -> None:
         answered = self.tally.answered
-        parts = [f"{answered} photos in {seconds:.1f} s, {answered / max(seconds, 1e-9):.0f} a second"]
+        photos = "1 photo" if answered == 1 else f"{answered} photos"
+        parts = [f"{photos} in {seconds:.1f} s, {answered / max(seconds, 1e-9):.0f} a second"]
         if self.tally.unread:
             parts.append(f"{self.tally.unread} skipped")
         if self.tally.passed_over:
             parts.append(f"other files passed over: {self.tally.passed_over}")
         print("; ".join(parts) + ".", file=sys.stderr)
-        if self.stop.asked is not None:
-            how = "run the same command again to go on" if self.job.output else "with -o FILE it could be gone on with"
+        if self.tally.left:
+            how = "run the same command again to go on" if self.job.output else "with -o FILE it could be resumed"
             print(f"stopped before all {files} files were done; {how}.", file=sys.stderr)
 
 
-def _judge(
-    predictor: Predictor, job: Job, report: Path, engine: Engine, rows: Sequence[tuple[Found, Row]], tally: Tally
-) -> None:
-    """Print the accuracy of each class, and write the report."""
+def _judged(rows: Sequence[tuple[Found, Row]], engine: Engine) -> Scores | None:
+    """How right the rows are; None where there is none."""
     judged = [Judged(one.name, one.folder, str(row.success), row.ranked[0][1]) for one, row in rows]
+    if not judged:
+        return None
     scores = Scores(judged, engine.labels)
     for one in scores.unknown:
         print(f"the model knows no label {one.label!r}; its photos ({one.photos}) count as wrong.", file=sys.stderr)
-    is_pure = job.output is None and job.kind != "table"  # what programs read on standard output stays rows alone
-    print(as_table(scores), file=sys.stderr if is_pure else sys.stdout)
-    about = About(job.model, engine.about, engine.why_unexplained, tally.passed_over, tally.unread)
-    write_report(report, scores, about, _shows(predictor, job, engine))
-    print(f"the report is {report}", file=sys.stderr)
+    return scores
+
+
+def _print_accuracy(scores: Scores, job: Job) -> None:
+    """Of each class; what programs read on standard output stays rows alone."""
+    if job.output is None and job.kind != "table":
+        print(as_table(scores), file=sys.stderr)
+        return
+    with standard_output():
+        sys.stdout.buffer.write(as_table(scores).encode() + b"\n")  # UTF-8 like rows, whatever the terminal says
+        sys.stdout.buffer.flush()
 
 
 def _shows(predictor: Predictor, job: Job, engine: Engine) -> Callable[[Judged], Mistake]:
@@ -223,7 +247,7 @@ def _shows(predictor: Predictor, job: Job, engine: Engine) -> Callable[[Judged],
             with Path(judged.file).open("rb") as file:
                 photo = open_photo(file, job.limits, job.orientation)
                 if engine.why_unexplained is not None:
-                    return Mistake(judged, photo.decoded(), None)
+                    return Mistake(judged, shrunk(photo.decoded()), None)
                 _, explanation = predictor.explain(photo, judged.said)
                 return Mistake(judged, explanation.seen, explanation.overlay())
         except (OSError, RequestError, ModelFault):  # it was there a moment ago

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 from PIL import Image
 
 from pigeonhole.batch.finding import Found
+from pigeonhole.drafts import draft_of
 from pigeonhole.errors import FolderError
 
 SUFFIX = ".png"
+LONGEST = 255  # bytes of a name, on most disks
 
 
 def places(found: Sequence[Found]) -> dict[str, Path]:
     """Where the heatmap of each file goes, by its name: a path below the folder, no two the same.
 
     `photo.jpg` becomes `photo.jpg.png`, since a `photo.png` may lie beside it. Two arguments may hold files of one
-    name; the second becomes `photo.jpg-2.png`.
+    name; the second becomes `photo.jpg-2.png`. A name that the ending would make too long is cut.
     """
     taken = {_folded(folder) for one in found for folder in Path(one.below).parents}
     chosen = {}
     for one in found:
-        tries = (Path(f"{one.below}{f'-{number}' if number > 1 else ''}{SUFFIX}") for number in count(1))
-        place = next(place for place in tries if _folded(place) not in taken)
+        place = next(place for place in _tries(Path(one.below)) if _folded(place) not in taken)
         taken.add(_folded(place))
         chosen[one.name] = place
     return chosen
+
+
+def _tries(path: Path) -> Iterator[Path]:
+    for number in count(1):
+        ending = f"-{number}{SUFFIX}" if number > 1 else SUFFIX
+        name = path.name
+        while len(os.fsencode(name + ending)) > LONGEST:
+            name = name[:-1]
+        yield path.with_name(name + ending)
 
 
 def _folded(path: Path) -> str:
@@ -58,13 +67,7 @@ def save(heatmap: Image.Image, place: Path) -> None:
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".heatmap-", delete=False) as draft:
-            try:
-                heatmap.save(draft, "PNG", compress_level=1)
-                os.fchmod(draft.fileno(), 0o644)
-                Path(draft.name).replace(place)
-            except BaseException:
-                Path(draft.name).unlink()
-                raise
+        with draft_of(place) as draft:
+            heatmap.save(draft, "PNG", compress_level=1)
     except OSError as error:
         raise FolderError(f"{place} cannot be written: {error.strerror}.") from error

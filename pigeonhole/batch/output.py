@@ -14,8 +14,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,31 +24,39 @@ from pigeonhole.batch.rows import Damaged, Format, Row
 from pigeonhole.errors import FolderError
 
 MadeBy = dict[str, str]
+Guard = Callable[[], AbstractContextManager[None]]  # around what may fail, to say what could not be written
 
 
 class Output:
     """Rows that are there already, by file and without all labels but the best, and a way to add one."""
 
-    def __init__(self, format: Format, stream: IO[bytes] | io.FileIO, done: dict[str, Row]) -> None:
-        self._format, self._stream, self.done = format, stream, done
+    def __init__(self, format: Format, stream: IO[bytes] | io.FileIO, done: dict[str, Row], guard: Guard) -> None:
+        self._format, self._stream, self.done, self._guard = format, stream, done, guard
 
     def add(self, row: Row) -> None:
         self.write(self._format.encode(row))
 
     def write(self, record: bytes) -> None:
-        rest = memoryview(record)
-        while rest:  # an unbuffered file may take a part, where the disk fills up
-            rest = rest[self._stream.write(rest) :]
-        self._stream.flush()
+        with self._guard():
+            rest = memoryview(record)
+            while rest:  # an unbuffered file may take a part, where the disk fills up
+                rest = rest[self._stream.write(rest) :]
+            self._stream.flush()
 
 
 @contextmanager
 def to_stdout(format: Format) -> Iterator[Output]:
-    """Raises FolderError if nobody reads it any more, or the disk that it goes to is full."""
-    output = Output(format, sys.stdout.buffer, {})
+    """Writing raises FolderError if nobody reads it any more, or the disk that it goes to is full."""
+    output = Output(format, sys.stdout.buffer, {}, standard_output)
+    output.write(format.head)
+    yield output
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Around what writes to it; raises FolderError if that fails."""
     try:
-        output.write(format.head)
-        yield output
+        yield
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the interpreter flushes it once more
         raise FolderError(f"standard output cannot be written: {error.strerror}.") from error
@@ -65,15 +74,26 @@ def to_file(path: Path, format: Format, made_by: MadeBy) -> Iterator[Output]:
     Raises:
         FolderError: it is there and was begun by others, is finished, or was changed; or it cannot be written.
     """
+    guard = partial(_writing, path)
+    with guard():
+        file = path.open("x+b" if _check_unfinished(path, made_by) else "r+b", buffering=0)
     try:
-        is_new = _check_unfinished(path, made_by)
-        with path.open("xb" if is_new else "r+b", buffering=0) as file:
+        with guard():
             _lock(file, path)
-            done = {} if is_new else _read_again(file, path, format)
-            output = Output(format, file, done)
-            if file.tell() == 0:
-                output.write(format.head)
-            yield output
+            done = _read_again(file, path, format)
+        output = Output(format, file, done, guard)
+        if file.tell() == 0:
+            output.write(format.head)
+        yield output
+    finally:
+        with guard():
+            file.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise FolderError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from PIL import Image
 
 from pigeonhole.batch.rows import without_controls
 from pigeonhole.batch.scores import Judged, Scores
+from pigeonhole.drafts import draft_of
 from pigeonhole.errors import FolderError
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -56,17 +56,21 @@ def check_report(path: Path) -> None:
     Raises:
         FolderError: something else is there, or its folder is not.
     """
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):  # noqa: PTH112 - Path's raises where it may not be looked into
         raise FolderError(f"{path} cannot be written: there is no folder {path.parent}.")
     if not os.path.lexists(path):
         return
     try:
-        with path.open("rb") as file:
-            is_ours = path.is_file() and MARK in file.read(HEAD)
+        is_ours = path.is_file() and MARK in _head(path)  # to open a pipe would wait for somebody to write
     except OSError:
         is_ours = False
     if not is_ours:
         raise FolderError(f"{path} is there already and is no report of ours; name another file with --report.")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def write_report(path: Path, scores: Scores, about: About, show: Show) -> None:
@@ -77,17 +81,16 @@ def write_report(path: Path, scores: Scores, about: About, show: Show) -> None:
     """
     html = render(scores, about, [show(one) for one in scores.mistakes(MISTAKES)], datetime.now(UTC))
     try:
-        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=f".{path.name}-", delete=False) as draft:
-            try:
-                draft.write(html.encode())
-                draft.flush()
-                os.fchmod(draft.fileno(), 0o644)
-                Path(draft.name).replace(path)
-            except BaseException:
-                Path(draft.name).unlink()
-                raise
+        with draft_of(path) as draft:
+            draft.write(html.encode())
     except OSError as error:
         raise FolderError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """`picture`, which is changed, no larger than it is shown."""
+    picture.thumbnail((SIDE, SIDE))
+    return picture
 
 
 def render(scores: Scores, about: About, mistakes: Sequence[Mistake], when: datetime) -> str:
@@ -97,7 +100,7 @@ def render(scores: Scores, about: About, mistakes: Sequence[Mistake], when: date
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=_percent, jpeg=_jpeg, shown=without_controls)
     shows_matrix = len(scores.classes) <= MOST_CLASSES
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         scores=scores,
         about=about,
         mistakes=mistakes,
@@ -121,8 +124,6 @@ def _percent(share: float | None) -> str:
 
 def _jpeg(picture: Image.Image) -> str:
     """As a data URI."""
-    small = picture.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=QUALITY, optimize=True)
+    shrunk(picture.convert("RGB")).save(file, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pigeonhole.batch.rows import without_controls
+
 BINS = 10
 Z_95 = 1.959964  # standard normal, 95 % two-sided
 
@@ -146,7 +148,10 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 
 def as_table(scores: Scores) -> str:
     """Accuracy per class, and of all, for a terminal."""
-    named = [(one.label + ("" if one.is_known else " (unknown to the model)"), one) for one in scores.classes]
+    named = [
+        (without_controls(one.label) + ("" if one.is_known else " (unknown to the model)"), one)
+        for one in scores.classes
+    ]
     rows = [(name, one.right, one.photos) for name, one in named if one.photos]
     rows.append(("all", scores.right, scores.photos))
     width = max(len("class"), *(len(name) for name, _, _ in rows))

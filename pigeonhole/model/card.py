@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pigeonhole.drafts import draft_of
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.model.recipe import Recipe
 
@@ -111,15 +111,8 @@ def write_compiled(path: Path, graph: bytes, card: Card) -> None:
     text = card.as_json().encode()
     body = graph + _entry(CARD, text) + _unsealed(len(text))
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as draft:
-            try:
-                draft.write(body + hashlib.sha256(body).hexdigest().encode())
-                draft.flush()
-                os.fchmod(draft.fileno(), 0o644)  # whoever serves it may be another user
-                Path(draft.name).replace(path)
-            except BaseException:
-                Path(draft.name).unlink()
-                raise
+        with draft_of(path, mode=0o644) as draft:  # whoever serves it may be another user
+            draft.write(body + hashlib.sha256(body).hexdigest().encode())
     except OSError as error:
         raise CompiledFileError(f"{path} cannot be written: {error.strerror}.") from error
 

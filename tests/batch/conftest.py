@@ -64,7 +64,8 @@ class Unexplained(Colours):
 
 def unfinished(out: Path, content: bytes, **options: str) -> None:
     """Bring `out` into the state that a killed process of the same command leaves."""
-    made_by = {"model (engine)": "colours", "--top": "1", "--explain": "nothing", "ORIENTATION": "upright"}
+    model = {"model (engine)": "colours", "ORIENTATION": "upright", "MAX_PIXELS": "25000000", "MAX_SIDE": "10000"}
+    made_by = {"PATH": '["p"]', "--top": "1", "--explain": "nothing", **model}
     kind = "csv" if out.suffix == ".csv" else "json"
     out.write_bytes(content)
     out.with_name(f".{out.name}.pigeonhole").write_text(json.dumps({**made_by, "format": kind, **options}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pigeonhole.batch.output import to_file, to_stdout
+from pigeonhole.batch.rows import CSV
+from pigeonhole.cli import main
 from pigeonhole.errors import ModelFault
 from pigeonhole.model.predictor import Photo, Prediction
 from tests.batch.conftest import COLOURS, Run, Unexplained, answers, photos, unfinished
@@ -24,6 +29,12 @@ def test_a_table(run: Run) -> None:
     result = run("p")
     assert (result.status, result.out) == (0, "p/a.png  blue  100.0 %\np/b.png  red  100.0 %\n")
     assert result.err.startswith("2 photos in ")
+
+
+def test_one_photo(run: Run) -> None:
+    """One photo is no "1 photos"."""
+    photos(Path("p"), a="blue")
+    assert run("p").err.startswith("1 photo in ")
 
 
 def test_csv(run: Run) -> None:
@@ -78,7 +89,7 @@ def test_order_of_arguments(run: Run) -> None:
     ],
 )
 def test_unreadable(run: Run, name: str, content: bytes | None, sentence: str) -> None:
-    """A picture that cannot be read is told and skipped; the others are answered, and the status is 1."""
+    """A picture that cannot be read is reported and skipped; the others are answered, and the status is 1."""
     path = photos(Path("p"), a="red", z="blue") / name
     path.symlink_to("nowhere") if content is None else path.write_bytes(content)
     result = run("p", "-o", "out.csv")
@@ -185,7 +196,7 @@ class Faulty(Colours):
 
 
 def test_model_fault(run: Run) -> None:
-    """Where the model fails on a picture, it is told and skipped like one that cannot be read."""
+    """Where the model fails on a picture, it is reported and skipped like one that cannot be read."""
     photos(Path("p"), a="red", b="green", c="blue")
     result = run("p", engine=Faulty)
     assert (result.status, result.out.count("\n")) == (1, 2)
@@ -232,8 +243,10 @@ def test_multi_label(run: Run) -> None:
         (b"file,label,probability\r\n", {"--top": "2"}, 1),
         (b"file,label,probability\r\n", {"--explain": "/heat"}, 1),
         (b"file,label,probability\r\n", {"ORIENTATION": "as-stored"}, 1),
+        (b"file,label,probability\r\n", {"PATH": '["p", "q"]'}, 1),
+        (b"file,label,probability\r\n", {"MAX_PIXELS": "1000"}, 1),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_resume(run: Run, content: bytes, options: dict[str, str], status: int) -> None:
     """A file is gone on with behind its last whole row, if the same model and options began it; else it stays."""
@@ -300,7 +313,7 @@ def test_explain_takes_no_folder_with_something_in_it(run: Run) -> None:
     assert run("p", "--explain", "heat", "-o", "out.csv").status == 1
     assert sorted(path.name for path in Path().iterdir()) == ["heat", "p"]
     row = b"file,label,probability\r\np/a.png,red,1.000000\r\n"
-    unfinished(Path("out.csv"), row, **{"--explain": str(Path("heat").resolve())})
+    unfinished(Path("out.csv"), row, **{"PATH": '["."]', "--explain": str(Path("heat").resolve())})
     assert run(".", "--explain", "heat", "-o", "out.csv").status == 0
     assert [file for file, *_ in answers(Path("out.csv"))[1:]] == ["p/a.png", "p/b.png"]
     assert Path("heat/p/b.png.png").exists()
@@ -313,3 +326,110 @@ def test_explain_where_it_cannot(run: Run) -> None:
     result = run("p", "--explain", "heat", "-o", "out.csv", engine=Unexplained)
     assert (result.status, result.err) == (1, "it has no convolutions.\n")
     assert [path.name for path in Path().iterdir()] == ["p"]
+
+
+def test_explain_long_names(run: Run) -> None:
+    """Names that the ending would make too long for a disk are cut, and no two heatmaps share one."""
+    photos(Path("p"), **{"x" * 251: "red", "é" * 125 + "y": "red"})
+    photos(Path("q"), **{"x" * 251: "red"})
+    assert run("p", "q", "--explain", "heat").status == 0
+    drawn = [path for path in Path("heat").rglob("*") if path.is_file()]
+    assert len(drawn) == 3
+    assert all(path.suffix == ".png" for path in drawn)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "-o heat/a.png.png --csv",
+        "-o heat --csv",
+        "--true-labels --report heat",
+        "--true-labels --report heat/a.png.png",
+    ],
+)
+def test_heatmaps_lie_apart(run: Run, arguments: str) -> None:
+    """Rows and report are not put where a heatmap may go."""
+    photos(Path("p"), a="red")
+    result = run("p", "--explain", "heat", *arguments.split())
+    assert (result.status, "--explain" in result.err) == (2, True)
+    assert [path.name for path in Path().iterdir()] == ["p"]
+
+
+def test_rows_in_the_folder_of_heatmaps(run: Run) -> None:
+    """Beside heatmaps rows may lie; they are called otherwise."""
+    photos(Path("p"), a="red")
+    assert run("p", "--explain", "heat", "-o", "heat/out.csv").status == 0
+    assert sorted(path.name for path in Path("heat").iterdir()) == ["a.png.png", "out.csv"]
+
+
+class Together(Colours):
+    """Remembers how many photos were in hand at once."""
+
+    now, most, lock = 0, 0, threading.Lock()
+
+    def predict(self, photo: Photo) -> Prediction:
+        with self.lock:
+            Together.now += 1
+            Together.most = max(Together.most, Together.now)
+        time.sleep(0.02)
+        prediction = super().predict(photo)
+        with self.lock:
+            Together.now -= 1
+        return prediction
+
+
+def test_an_empty_path(run: Run) -> None:
+    """An empty variable of a script does not stand for the whole current folder."""
+    photos(Path(), a="red")
+    assert (run("").status, run("", "a.png").status) == (2, 2)
+
+
+def test_max_decoded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more photos are decoded at once than MAX_DECODED says."""
+    photos(Path("p"), **{f"{number:02}": "red" for number in range(12)})
+    monkeypatch.setenv("MAX_DECODED", "1")
+    run("p", engine=Together)
+    assert Together.most == 1
+
+
+class Interrupted(Colours):
+    """Ctrl-C comes while it looks at a blue photo."""
+
+    def predict(self, photo: Photo) -> Prediction:
+        prediction = super().predict(photo)
+        if prediction.success == "blue":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return prediction
+
+
+def test_stopped_when_all_is_done(run: Run) -> None:
+    """Ctrl-C while only the last photos are in hand comes too late to stop anything: it ends like any other run."""
+    photos(Path("p"), blue__1="blue")
+    result = run("p", "-o", "out.csv", "--true-labels", engine=Interrupted)
+    assert (result.status, "stopped" in result.err) == (0, False)
+    assert sorted(path.name for path in Path().iterdir()) == ["out.csv", "p", "report.html"]
+
+
+def test_stopped_without_a_file(run: Run) -> None:
+    """Where rows went to standard output, it says how the next run could be resumed."""
+    photos(Path("p"), a="blue", **{f"b{number:02}": "red" for number in range(99)})
+    result = run("p", engine=Interrupted)
+    assert (result.status, "with -o FILE it could be resumed." in result.err) == (130, True)
+
+
+def test_trouble_elsewhere_is_not_the_files(tmp_path: Path) -> None:
+    """Only what happens to the file is said of the file: a broken standard error is none of it."""
+    for output in (to_file(tmp_path / "out.csv", CSV(False, 1), {}), to_stdout(CSV(False, 1))):
+        with pytest.raises(BrokenPipeError), output:
+            raise BrokenPipeError
+
+
+def test_a_model_of_the_settings_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with MODEL is said of MODEL, which is not on the command line of `predict`."""
+    monkeypatch.setenv("MODEL", str(tmp_path / "nowhere.pkl"))
+    monkeypatch.chdir(photos(tmp_path, a="red"))
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *text, **_: said.append(" ".join(map(str, text))))
+    assert main(["predict", "a.png"]) == 1
+    assert said[-1].startswith(f"MODEL={tmp_path}/nowhere.pkl is not there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from pigeonhole.batch.report import MARK, About, Mistake, render
+from pigeonhole.batch.report import MARK, SIDE, About, Mistake, render
 from pigeonhole.batch.scores import Judged, Scores, as_table, bins_of, expected_calibration_error, wilson
 from tests.batch.conftest import Run, Unexplained, photos, unfinished
+from tests.conftest import picture
 from tests.web.browser import page_of
 
 ABOUT = About("export.pkl", {"engine": "compiled"}, None, 0, 0)
@@ -132,7 +134,70 @@ def test_the_report_overwrites_reports_only(run: Run) -> None:
     assert (refused.status, refused.out, "no report of ours" in refused.err) == (1, "", True)
     assert Path("r.html").read_text() == "<!doctype html>mine"
     assert run("p", "--true-labels", "--report", "nowhere/r.html").status == 1
+    os.mkfifo("pipe")
+    assert run("p", "--true-labels", "--report", "pipe").status == 1
+    Path("pipe").unlink()
     assert sorted(path.name for path in Path().iterdir()) == ["p", "r.html"]
+
+
+def test_names_of_folders(run: Run) -> None:
+    """A folder whose name is no Unicode, or moves the cursor, is a line of ASCII in the table."""
+    for name in (b"\xff", b"x\n\x1b[31m"):
+        photos(Path("p") / os.fsdecode(name), a="red")
+    result = run("p", "-o", "out.csv", "--true-labels")
+    assert result.status == 0, result.err
+    assert [line.split()[0] for line in result.out.splitlines()[1:3]] == ["x\\n\\x1b[31m", "\\udcff"]
+    assert "\x1b" not in result.out + result.err
+    assert Path("report.html").exists()
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o027], ids=oct)
+def test_the_umask_counts(run: Run, mask: int) -> None:
+    """The report holds photos, and heatmaps show them: who may read them is what the umask says."""
+    photos(Path("p"), red__1="red")
+    before = os.umask(mask)
+    try:
+        run("p", "--true-labels", "--explain", "heat")
+    finally:
+        os.umask(before)
+    for path in (Path("report.html"), Path("heat/red/1.png.png")):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("arguments", ["-o same.html --csv --report same.html", "-o x.csv --report p/../x.csv"])
+def test_the_report_does_not_replace_the_rows(run: Run, arguments: str) -> None:
+    """Rows and report in one file are refused before the work begins."""
+    photos(Path("p"), red__1="red")
+    result = run("p", "--true-labels", *arguments.split())
+    assert (result.status, "-o and --report" in result.err) == (2, True)
+    assert [path.name for path in Path().iterdir()] == ["p"]
+
+
+def test_large_mistakes_are_shrunk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of a photo for the report is no larger than the report shows it: full ones may take 75 MB each."""
+    sizes: list[tuple[int, int]] = []
+
+    def spy(scores: Scores, about: About, mistakes: list[Mistake], when: datetime) -> str:
+        sizes.extend(one.picture.size for one in mistakes if one.picture)
+        return ""
+
+    monkeypatch.setattr("pigeonhole.batch.report.render", spy)
+    Path("p/red").mkdir(parents=True)
+    Path("p/red/large.png").write_bytes(picture("blue", (2000, 1000)))
+    run("p", "--true-labels", engine=Unexplained)
+    assert sizes == [(SIDE, SIDE // 2)]
+
+
+def test_no_photo_no_report(run: Run) -> None:
+    """Where no photo could be read, it is said that an older report is not this run's."""
+    photos(Path("p"), red__1="red")
+    run("p", "--true-labels")
+    Path("p/red/1.png").write_bytes(b"\xff\xd8\xff")
+    result = run("p", "--true-labels")
+    assert result.status == 1
+    assert "no photo was answered, so there is no report; report.html is of an earlier run." in result.err
+    Path("report.html").unlink()
+    assert "so there is no report.\n" in run("p", "--true-labels").err
 
 
 NASTY = "<script>alert(1)</script>\"'&\n\udcff{{ 7*7 }}"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.batch.colours import ENDLESS
 from tests.batch.conftest import COLOURS, answers, photos
-from tests.conftest import ROOT
+from tests.conftest import ROOT, picture
 from tests.model.test_exports_compiled import FOLDER
 
 PHOTOS = 150  # of a hundredth of a second each, a few at once
@@ -89,15 +90,41 @@ def test_stopped(folder: Path, uninterrupted: bytes, by: signal.Signals, status:
     assert out.read_bytes() == uninterrupted
 
 
-def test_stopped_twice(folder: Path) -> None:
-    """A second Ctrl-C does not wait."""
-    process = start(folder, "-o", "twice.csv")
-    wait_for_rows(folder / "twice.csv", 3)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.005)
-    _, err = process.communicate(timeout=10)
+def test_stopped_twice(tmp_path: Path) -> None:
+    """A second Ctrl-C does not wait for what is in hand; what was written stays, and can be gone on with."""
+    photos(tmp_path / "p", **{f"a{number}": "red" for number in range(9)})
+    (tmp_path / "p" / "b.png").write_bytes(picture("red", ENDLESS))
+    process = start(tmp_path, "-o", "twice.csv")
+    try:
+        wait_for_rows(tmp_path / "twice.csv", 9)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
     assert (process.returncode, "Traceback" in err) == (130, False)
+    assert len(answers(tmp_path / "twice.csv")) == 10
+    (tmp_path / "p" / "b.png").write_bytes(picture("red"))
+    _, err = start(tmp_path, "-o", "twice.csv").communicate()
+    assert "9 of 10 files are done already" in err
+
+
+@pytest.mark.parametrize("reader", ["nobody", "full"])
+def test_accuracy_that_cannot_be_printed(folder: Path, reader: str) -> None:
+    """Where nobody reads the accuracy, or its disk is full, the report is written first, and there is a sentence."""
+    if reader == "full":
+        ours, sentence = os.open("/dev/full", os.O_WRONLY), "No space left"
+    else:
+        (theirs, ours), sentence = os.pipe(), "Broken pipe"
+        os.close(theirs)
+    report, out = f"read-by-{reader}.html", f"read-by-{reader}.csv"
+    _, err = start(folder, "-o", out, "--true-labels", "--report", report, stdout=ours).communicate()
+    os.close(ours)
+    assert f"standard output cannot be written: {sentence}" in err
+    assert "Traceback" not in err
+    assert (folder / report).exists()
+    assert not (folder / f".{out}.pigeonhole").exists()
 
 
 def test_two_at_once(folder: Path) -> None:

@@ -228,6 +228,7 @@ def test_complaints(
         ([tmp_path / "gone.pkl", "-o", export], "gone.pkl is not there"),
         (["."], "folder"),
         ([export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "gone"], "gone is not a folder"),
+        ([export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / ("x" * 300)], "cannot be read: File name too long"),
         (
             [export, "-o", tmp_path / "x.onnx", "--probes", tmp_path / "broken"],
             "broken.jpg cannot be used: the",

@@ -644,7 +644,8 @@ def test_not_served(web: Web, cache: Path, start_server: StartServer, uploads: P
     server = start_server(MODEL=f"{web.url}/export.pkl", MODEL_SHA256="0" * 64, UPLOADS=str(uploads), wait=False)
     assert server.process.wait(30) == 1
     assert server.log.read_text().splitlines()[-3:] == [
-        f"{web.url}/export.pkl has the SHA-256 {sha256(SMALL)}, and MODEL_SHA256 says {'0' * 64}; it was not kept.",
+        f"MODEL={web.url}/export.pkl has the SHA-256 {sha256(SMALL)}, "
+        f"and MODEL_SHA256 says {'0' * 64}; it was not kept.",
         "Pigeonhole does not start.",
         "MODEL was not downloaded; the reason stands above.",
     ]
