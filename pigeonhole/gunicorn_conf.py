@@ -129,6 +129,6 @@ def _say_how_to_try(labels: int) -> None:
     model = model_of(settings)
     print(
         f"Pigeonhole serves {model.compiled if model.is_compiled_only else model.path} ({labels} labels) at {address}\n"
-        f"Try it:  curl -F image=@photo.jpg {address}/predict",
+        f"Try it {'there in a browser, or' if settings.page else 'with'}:  curl -F image=@photo.jpg {address}/predict",
         flush=True,
     )

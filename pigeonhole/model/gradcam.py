@@ -117,7 +117,8 @@ def traced_head(network: nn.Module, place: Place, batch: Tensor) -> GraphModule:
         decomposition_table=_decompositions(),
         _allow_non_fake_inputs=True,
     )(features, torch.zeros(labels))
-    graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))  # no head of it
+    # the body, in front of the features, adds nothing
+    graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return torch.fx.GraphModule(graph, graph.graph)  # which takes the weights along that it needs, and no others
 
 

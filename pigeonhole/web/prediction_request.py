@@ -41,7 +41,7 @@ TOP = {"oneOf": [{"type": "integer", "minimum": 1, "maximum": MOST}, {"const": "
 Top = Annotated[Annotated[int, Field(ge=1, le=MOST)] | Literal["all"], BeforeValidator(_number), WithJsonSchema(TOP)]
 HOW = {"oneOf": [{"type": "boolean"}, {"type": "integer", "enum": [0, 1]}, {"const": "raw"}], "examples": [True]}
 How = Annotated[bool | Literal["raw"], BeforeValidator(_flag), WithJsonSchema(HOW)]
-Label = Annotated[str, WithJsonSchema({"type": "string"})]
+Label = Annotated[str, WithJsonSchema({"type": "string", "examples": [""]})]  # a form sends its empty fields as well
 Base64 = Annotated[str, WithJsonSchema(BASE64)]
 Address = Annotated[
     str, WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://", "maxLength": 2048})
@@ -68,7 +68,7 @@ class Options(RequestModel):
     ] = None
     explain_label: Annotated[
         Label | Absent,
-        Field(description="the label to show it for, by default the most probable one; brings `explain` along"),
+        Field(description="the label to show it for, empty for the most probable one; brings `explain` along"),
     ] = None
 
 
@@ -122,7 +122,7 @@ def combined(query: Options, body: Submission | SentPicture | None) -> Predictio
         raise BadParameter("both a picture and an address were sent; send one of them.")
     if url is None and not sent.pictures:
         raise NoImage("no image found; " + how_to_send(IMAGE_FIELDS))
-    explain, label = _one("explain", query, inside), _one("explain_label", query, inside)
+    explain, label = _one("explain", query, inside), _one("explain_label", query, inside) or None
     if label is not None and explain is False:
         raise BadParameter("`explain_label` asks for what `explain` says no to; leave one of them out.")
     return PredictionRequest(

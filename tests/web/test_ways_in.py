@@ -210,6 +210,13 @@ def test_explaining_another_label(client: FlaskClient, explain: dict[str, Any]) 
     assert ("heatmap" in answer["explanation"]) == (explain == {"explain": "raw"})
 
 
+@pytest.mark.parametrize("explain", ["", "&explain=0", "&explain=raw"])
+def test_an_empty_label(client: FlaskClient, explain: str) -> None:
+    """A form that sends its empty fields as well names no label by that."""
+    answer = client.post(f"/predict?explain_label={explain}", data=form((BLUE, "x.png"))).json
+    assert (answer["success"], "explanation" in answer) == ("blue", explain == "&explain=raw")
+
+
 def test_explaining_several(client: FlaskClient) -> None:
     """Several pictures have an explanation each, in order."""
     answer = client.post("/predict?explain=raw", data=form((BLUE, "x.png"), (RED, "y.png"))).json
