@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FileChooser, Page, TimeoutError, expect
 
 from app import create_app
 from pigeonhole.errors import ModelFault
@@ -204,12 +204,9 @@ def test_slider(address: str) -> None:
 def test_keyboard(address: str) -> None:
     """All of it can be done by keys: sending, another label, what was before, and the focus is never lost."""
     with page_of(address) as page:
-        page.wait_for_function("performance.getEntriesByType('paint').length > 0")  # Chromium drops keys before it
         page.keyboard.press("Tab")
         assert focused(page) == "image"
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Enter")
-        chooser.value.set_files(photo())
+        chooser_by_key(page, "Enter").set_files(photo())
         answered(page, "blue")
         assert focused(page) == "image"
         green = page.locator("#bars").get_by_role("button", name="green")
@@ -222,6 +219,18 @@ def test_keyboard(address: str) -> None:
         expect(page.locator(".tile")).to_be_focused()
         page.locator("#clear").press("Enter")
         assert focused(page) == "image"
+
+
+def chooser_by_key(page: Page, key: str) -> FileChooser:
+    """What opens; pressed again where Chromium, whose page has just come up, opens nothing (one time in three)."""
+    for _ in range(8):
+        try:
+            with page.expect_file_chooser(timeout=1000) as chooser:
+                page.keyboard.press(key)
+            return chooser.value
+        except TimeoutError:
+            continue
+    raise AssertionError("no file chooser opens")
 
 
 def focused(page: Page) -> str:
