@@ -57,9 +57,7 @@ OpenPhoto = Callable[[IO[bytes]], Photo]
 Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
-EXACT_GRID = (
-    1e-3  # largest difference of where it looked from where the learner did, of a grid whose largest value is 1
-)
+EXACT_GRID = 1e-3  # largest difference of a grid, whose largest value is 1, from the learner's
 FAST = 0.05  # the same of an answer of the fast way that the guard admits; probes are the worst pictures found
 LOG_ODDS = 0.01  # the same as EXACT for certain answers, whose probabilities hardly move; and a thousandth of log p
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
