@@ -24,5 +24,5 @@ clean:
 	@touch $@
 
 .venv/test: .venv/serve
-	tools/environment.sh .venv store dev-packages
+	tools/environment.sh .venv store formats telemetry dev-packages
 	@touch $@
