@@ -2,10 +2,13 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings, drafts
+    cli, gunicorn_conf  ->  server, app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings,
+    drafts, machine
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
+    server          how requests come in and answers go out, without Flask: worker -> connection -> incoming -> chunks;
+                    worker -> lanes, refusals
     app.py          the service on one page
     web             the only rooms that import Flask: page, openapi, dialects, open_inference -> api, classifier ->
                     bodies -> picture_request; page -> theme, page_examples, files, replies; as types:
@@ -24,6 +27,7 @@ The map, and the direction of imports (left may import right, never back):
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once
     drafts          a file that is there whole or not at all
+    machine         the cores and the memory that this process may use
 """
 
 __version__ = "0.1.0"

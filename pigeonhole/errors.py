@@ -10,18 +10,23 @@
     │   ├── BadBase64                   400 bad_base64
     │   ├── BadURL                      400 bad_url
     │   ├── BadParameter                400 bad_parameter
+    │   ├── BadRequest                  400 bad_request
     │   ├── URLOff                      403 url_off
     │   ├── UnknownModel                404 unknown_model
+    │   ├── SlowUpload                  408 slow_upload
     │   ├── TooLarge                    413 too_large
     │   ├── TooManyFiles                413 too_many_files
+    │   ├── URLTooLong                  414 url_too_long
     │   ├── NotAnImage                  415 not_an_image
     │   ├── UnsupportedType             415 unsupported_type
     │   ├── BadContentType              415 bad_content_type
     │   ├── BadContentEncoding          415 bad_content_encoding
+    │   ├── BadExpectation              417 bad_expectation
     │   ├── TooManyPixels               422 too_many_pixels
     │   ├── BrokenImage                 422 broken_image
     │   ├── URLNotAllowed               422 url_not_allowed
     │   ├── URLFailed                   422 url_failed
+    │   ├── HeadTooLarge                431 head_too_large
     │   └── NotAvailable                501 not_available
     ├── ServiceError                    our own trouble, worth another try: Retry-After
     │   ├── NotReady                    503 not_ready
@@ -54,7 +59,7 @@ class RequestError(PigeonholeError):
     """The client can mend it; trying the same again gives the same answer."""
 
     status = 400
-    code = "bad_request"
+    code: str
 
 
 class NoImage(RequestError):
@@ -89,6 +94,12 @@ class BadParameter(RequestError):
     code = "bad_parameter"
 
 
+class BadRequest(RequestError):
+    """It is no well-formed HTTP."""
+
+    code = "bad_request"
+
+
 class URLOff(RequestError):
     status = 403
     code = "url_off"
@@ -99,6 +110,11 @@ class UnknownModel(RequestError):
     code = "unknown_model"
 
 
+class SlowUpload(RequestError):
+    status = 408
+    code = "slow_upload"
+
+
 class TooLarge(RequestError):
     status = 413
     code = "too_large"
@@ -107,6 +123,11 @@ class TooLarge(RequestError):
 class TooManyFiles(RequestError):
     status = 413
     code = "too_many_files"
+
+
+class URLTooLong(RequestError):
+    status = 414
+    code = "url_too_long"
 
 
 class NotAnImage(RequestError):
@@ -129,6 +150,11 @@ class BadContentEncoding(RequestError):
     code = "bad_content_encoding"
 
 
+class BadExpectation(RequestError):
+    status = 417
+    code = "bad_expectation"
+
+
 class TooManyPixels(RequestError):
     status = 422
     code = "too_many_pixels"
@@ -147,6 +173,11 @@ class URLNotAllowed(RequestError):
 class URLFailed(RequestError):
     status = 422
     code = "url_failed"
+
+
+class HeadTooLarge(RequestError):
+    status = 431
+    code = "head_too_large"
 
 
 class NotAvailable(RequestError):

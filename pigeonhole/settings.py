@@ -91,6 +91,19 @@ class Settings(BaseSettings):
         Literal["upright", "as-stored"],
         Field(description="`upright` turns photos by their EXIF tag, `as-stored` does as fastai does"),
     ] = "upright"
+    receive_seconds: Annotated[
+        float, Field(gt=0, le=600, description="seconds in which a request has to come, head and body")
+    ] = 10
+    answer_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="seconds after which a request that still waits for its turn is refused"),
+    ] = 20
+    max_waiting: Annotated[
+        int, Field(ge=0, le=10_000, description="most requests that wait for one of the `THREADS`; others are refused")
+    ] = 64
+    max_connections: Annotated[
+        int, Field(ge=8, le=60_000, description="most connections of one worker; beyond it idle ones are closed")
+    ] = 2000
     max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request, or picture fetched")] = (
         10 * MIB
     )

@@ -133,7 +133,7 @@ def test_half_an_upload(server: Server, server_uploads: Path, whole_form: bool) 
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))  # until it hangs up, too
     assert answer.startswith(b"HTTP/1.1 400")
-    assert b"bad_multipart" in answer
+    assert b"incomplete_body" in answer
     assert list(server_uploads.iterdir()) == []
 
 
@@ -153,6 +153,7 @@ def ask(server: Server, *pieces: bytes, pause: float = 0) -> bytes:
 CHUNKS = {
     "size that is no number": (b"xyz\r\n", 400),
     "terminator that is none": (b"1\r\naXX", 400),
+    "a byte each": (b"1\r\na\r\n" * 20_000, 400),
 }
 
 
@@ -192,23 +193,6 @@ def test_no_debugger(start_server: StartServer, uploads: Path) -> None:
         assert ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 404")
     assert server.stop() == 0
     assert "GET /a%20200%203%20ms%0AINFO 404 " in server.log.read_text()
-
-
-def test_an_announced_body_that_never_comes(server: Server) -> None:
-    """An answer that needs no body does not wait for one."""
-    began = time.monotonic()
-    answer = ask(server, b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200")
-    assert time.monotonic() - began < 2
-
-
-def test_a_refused_client_that_drips(server: Server) -> None:
-    """A refused client is heard out for seconds, not for as long as it likes to drip."""
-    began = time.monotonic()
-    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n"
-    answer = ask(server, head, *[b"x"] * 25, pause=0.3)
-    assert answer.startswith(b"HTTP/1.1 404")
-    assert time.monotonic() - began < 10
 
 
 def test_other_addresses(start_server: StartServer, uploads: Path) -> None:

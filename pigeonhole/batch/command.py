@@ -23,7 +23,7 @@ from pigeonhole.batch.scores import Judged, Scores, as_table
 from pigeonhole.batch.stopping import Stop
 from pigeonhole.errors import FolderError, ModelFault, NotAvailable, RequestError
 from pigeonhole.intake.pictures import Limits, Orientation, open_photo
-from pigeonhole.model.cores import usable_cores
+from pigeonhole.machine import usable_cores
 from pigeonhole.model.predictor import Engine, Prediction, Predictor, Shown
 
 WORKED, DID_NOT_WORK = 0, 1

@@ -31,8 +31,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pigeonhole.errors import CompiledFileError, PackagesMissing
+from pigeonhole.machine import usable_cores
 from pigeonhole.model.card import COMPILE, FEATURES, Card, Probe, read_card
-from pigeonhole.model.cores import usable_cores
 from pigeonhole.model.engine import (
     OTHER_HERE,
     CompiledEngine,

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, NoReturn, cast
 
-from flask import Flask, Request, Response, current_app, request
-from gunicorn.http.errors import ParseException
+from flask import Flask, Request, current_app
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 from werkzeug.utils import secure_filename
@@ -38,8 +36,6 @@ from pigeonhole.settings import MIB, Settings
 MAX_FIELDS = 10  # parts of a form that are no files
 MAX_NAME = 100  # characters of a client's name for a file or a field that are echoed
 WERKZEUG_BUFFER = 64 * 1024  # bytes; Werkzeug's parser holds so much of a file at a time, and counts it as form memory
-HEARD_OUT_BYTES = 4  # times the largest body
-HEARD_OUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,6 @@ class PictureRequest(Request):
         )
         app.extensions["memory"] = threading.Lock()
         app.url_map.merge_slashes = False  # it answers with HTML, and sends on to whatever Host the client named
-        app.after_request(_hear_out)
 
     @property
     def settings(self) -> Settings:
@@ -145,7 +140,7 @@ class PictureRequest(Request):
                 into.write(chunk)
         except RequestEntityTooLarge as error:
             raise self._too_large() from error
-        except (OSError, ClientDisconnected, ParseException) as error:
+        except (OSError, ClientDisconnected) as error:
             raise IncompleteBody("the body is cut off.") from error
         if count < (self.content_length or 0):
             raise IncompleteBody("the body is shorter than its Content-Length.")
@@ -196,11 +191,11 @@ class PictureRequest(Request):
         """
         try:
             files = self.files
-        except (ValueError, OSError, ClientDisconnected, ParseException) as error:
+        except (ValueError, OSError, ClientDisconnected) as error:
             raise BadMultipart("the form is cut off or not multipart/form-data; " + how_to_send(fields)) from error
         except RequestEntityTooLarge as error:
             raise self._too_large() from error
-        if 0 < self._read.count < (self.content_length or 0):  # gunicorn takes who hangs up for one who is done
+        if 0 < self._read.count < (self.content_length or 0):
             raise BadMultipart("the form is shorter than its Content-Length; " + how_to_send(fields))
         if any(len(text.encode()) > self.settings.max_form_bytes for texts in self.form.listvalues() for text in texts):
             raise self._too_large()
@@ -273,31 +268,3 @@ def blamed_on(picture: SentPicture | None, number: int, of: int) -> Iterator[Non
 
 def _harmless(name: str | None) -> str:
     return secure_filename(name or "")[:MAX_NAME]
-
-
-def _hear_out(response: Response) -> Response:
-    """Read what the client still sends of a refused request: one whose pipe breaks never gets to read the answer.
-
-    Bounded in bytes and time; gunicorn itself closes the connection of a client that sends even more.
-    """
-    connection = request.environ.get("gunicorn.socket")
-    if response.status_code < 400 or connection is None:
-        return response
-    # a read of gunicorn's comes back when it is full, however slowly: only the end of the stream stops it in time
-    clock = threading.Timer(HEARD_OUT_SECONDS, _stop_listening, (connection,))
-    clock.daemon = True
-    clock.start()
-    patience = HEARD_OUT_BYTES * (request.max_content_length or 0)
-    try:
-        while patience > 0 and (chunk := request.environ["wsgi.input"].read(WERKZEUG_BUFFER)):
-            patience -= len(chunk)
-    except (OSError, ParseException):  # the client is gone, or sends rubbish
-        pass
-    finally:
-        clock.cancel()
-    return response
-
-
-def _stop_listening(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RD)

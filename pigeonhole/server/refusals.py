@@ -1,0 +1,28 @@
+"""What the server answers by itself, before Flask has seen anything: the same JSON, with the same headers."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+from pigeonhole.errors import RequestError, ServiceError
+from pigeonhole.web.answers import Problem
+
+
+def refusal(error: RequestError | ServiceError, request_id: str, head_only: bool = False) -> bytes:
+    """The whole answer as it goes over the wire; of one to HEAD only its head."""
+    body = Problem(error=str(error), code=error.code, request_id=request_id).model_dump_json().encode() + b"\n"
+    headers = {
+        "Server": "gunicorn",
+        "Date": formatdate(usegmt=True),
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "X-Request-ID": request_id,
+    }
+    if isinstance(error, ServiceError):
+        headers["Retry-After"] = str(error.retry_after)
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *map(": ".join, headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + (b"" if head_only else body)

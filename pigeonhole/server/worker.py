@@ -1,0 +1,437 @@
+"""gunicorn's threaded worker with a front of its own: one event loop receives, threads answer, the loop sends.
+
+A request goes to a thread when all of it is here, and its answer leaves without one. So clients that drip, stall or
+read slowly hold sockets, each until a deadline, and never a thread; and of requests only so many wait, beyond which
+they are refused at once. What is refused here is answered in the service's own JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+import resource
+import selectors
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from gunicorn.errors import ConfigError
+from gunicorn.http import wsgi
+from gunicorn.workers.gthread import ThreadWorker
+
+from pigeonhole.errors import Overloaded, RequestError, ServiceError, SlowUpload
+from pigeonhole.server.connection import Connection, Outbox, State
+from pigeonhole.server.incoming import Incoming, Limits
+from pigeonhole.server.lanes import Lane
+from pigeonhole.server.refusals import refusal
+
+log = logging.getLogger(__name__)
+
+QUICK_THREADS = 2  # for what needs no picture: a probe is answered while all others are at work
+TICK = 0.25  # seconds between two looks at the deadlines
+READ = 256 * 1024  # bytes at a time; each read may wait 5 ms for Python's lock, so that fewer are faster
+ACCEPTED_AT_ONCE = 64  # connections, before others get their turn
+EVICTED_AT_ONCE = 16  # connections that go when there is no room for another
+BODIES_HELD = 16  # times the largest body: what all that are being received and answered take on disk
+SEND_SECONDS = 10  # for a client to read its answer
+LINGER_SECONDS = 5  # for a refused client to stop sending, so that it gets to read why
+LINGER_BODIES = 4  # times the largest body
+LAST_REQUEST_SECONDS = 2  # for a request that is on its way when the service stops
+STALE_SECONDS = 1  # after which it is worth a look whether the client still waits
+MOST_DESCRIPTORS = 65_536  # as many as anybody needs, where there is no limit
+FILES_A_REQUEST = 3  # its socket and its files
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+OUR_FAULT = "something went wrong here, not with your request; please try again."
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """A worker for `worker_class`; the app's `config["SETTINGS"]` has its limits."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        if cfg.is_ssl:
+            raise ConfigError("this worker speaks no TLS; put a proxy in front that does.")
+
+    def init_process(self) -> None:
+        _raise_descriptor_limit()
+        super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.cfg.threads, "answering")
+
+    def run(self) -> None:
+        """Serve until told to stop, then until all that was accepted is answered."""
+        self._begin()
+        while self.alive and self.is_parent_alive():
+            self._turn()
+        self._finish()
+        self._end()
+
+    # the loop
+
+    def _begin(self) -> None:
+        self.alive: bool
+        settings = self.wsgi.config["SETTINGS"]
+        self._limits = Limits(settings.max_body_bytes, settings.uploads)
+        self._receive_seconds: float = settings.receive_seconds
+        self._answer_seconds: float = settings.answer_seconds
+        self._lane = Lane(self.tpool, self.cfg.threads, settings.max_waiting)
+        self._quick_lane = Lane(ThreadPoolExecutor(QUICK_THREADS, "quick"), QUICK_THREADS, settings.max_waiting)
+        self._connections: set[Connection] = set()
+        self._held = 0  # bytes of bodies
+        self._swept = 0.0
+        self._most = _room_for_connections(self.cfg.worker_connections, self.cfg.threads)
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        self.set_accept_enabled(True)
+
+    def _turn(self) -> None:
+        self.notify()
+        for key, _ in self.poller.select(TICK):
+            key.data(key.fileobj)
+        now = time.monotonic()
+        if now - self._swept >= TICK:
+            self._swept = now
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        for connection in [one for one in self._connections if one.deadline < now]:
+            if connection.state is State.RECEIVING and connection.incoming.has_begun:
+                seconds = f"{self._receive_seconds:g} seconds"
+                self._refuse(connection, SlowUpload(f"the request did not come within {seconds}."))
+            else:
+                self._drop(connection)
+        if self.alive:
+            self.set_accept_enabled(len(self._connections) < self._most or self._can_evict())
+
+    def _finish(self) -> None:
+        """Take nobody new, and answer whoever is here; whoever waits to be accepted counts as being here."""
+        for listener in self.sockets:
+            listener.setblocking(False)
+            while len(self._connections) < self._most and self._accept_one(listener):
+                pass
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            listener.close()
+        now = time.monotonic()
+        for connection in self._connections:
+            if connection.is_idle:
+                connection.deadline = min(connection.deadline, now + LAST_REQUEST_SECONDS)
+        while self._connections and time.monotonic() < now + self.cfg.graceful_timeout:
+            self._turn()
+
+    def _end(self) -> None:
+        for connection in list(self._connections):
+            self._drop(connection)
+        self._lane.close()
+        self._quick_lane.close()
+        self.poller.close()
+        self.method_queue.close()
+
+    # accepting
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take whoever waits at `listener`; where there is no room, those who have done nothing longest go first."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            if len(self._connections) >= self._most and not self._evict():
+                self.set_accept_enabled(False)  # until the next sweep
+                return
+            if not self._accept_one(listener):
+                return
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        try:
+            connected, client = listener.accept()
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS and not self._evict() and self._accepting:
+                self.set_accept_enabled(False)
+            return False
+        connected.setblocking(False)
+        deadline = time.monotonic() + self._receive_seconds
+        incoming = Incoming(self.cfg, client, 1, self._limits)
+        connection = Connection(connected, client, listener.getsockname(), incoming, deadline)
+        self._connections.add(connection)
+        self._guarded(self._read, connection)
+        return True
+
+    def _can_evict(self) -> bool:
+        return any(one.state is not State.ANSWERING for one in self._connections)
+
+    def _evict(self) -> bool:
+        """Close a few that wait for their client: idle ones, then those whose time is up soonest."""
+        waiting = [one for one in self._connections if one.state is not State.ANSWERING]
+        for connection in heapq.nsmallest(EVICTED_AT_ONCE, waiting, key=lambda one: (not one.is_idle, one.deadline)):
+            if connection.state is State.RECEIVING and connection.incoming.has_begun:
+                self._tell(connection, Overloaded("too many connections are open."), uuid.uuid4().hex)
+            self._drop(connection)
+        return bool(waiting)
+
+    # receiving
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(READ)
+        except BlockingIOError:
+            self._watch(connection, selectors.EVENT_READ, self._read)
+        except OSError:
+            self._drop(connection)
+        else:
+            self._take(connection, data)
+
+    def _take(self, connection: Connection, data: bytes) -> None:
+        incoming = connection.incoming
+        if not data and not incoming.has_begun:
+            self._drop(connection)
+            return
+        begins = not incoming.has_begun
+        try:
+            self._feed(incoming, data)
+            self._admit(incoming)
+        except (RequestError, ServiceError) as error:
+            self._refuse(connection, error)
+            return
+        if begins:
+            connection.deadline = incoming.began + self._receive_seconds
+        if incoming.is_whole:
+            self._hand_over(connection)
+        else:
+            if incoming.waits_for_word:
+                self._say_go_on(connection)
+            self._watch(connection, selectors.EVENT_READ, self._read)
+
+    def _feed(self, incoming: Incoming, data: bytes) -> None:
+        before = incoming.size
+        try:
+            if data:
+                incoming.feed(data)
+            else:
+                incoming.end()
+        finally:
+            self._held += incoming.size - before
+
+    def _admit(self, incoming: Incoming) -> None:
+        """Raise Overloaded for a request whose head is here if it would not be served, before its body comes."""
+        if incoming.request is not None and not self._lane_of(incoming).has_room:
+            raise Overloaded("too many requests are waiting already; please try again.")
+        if self._held > BODIES_HELD * self._limits.body_bytes:
+            raise Overloaded("too much is being received already; please try again.")
+
+    def _lane_of(self, incoming: Incoming) -> Lane:
+        return self._quick_lane if incoming.is_quick else self._lane
+
+    def _say_go_on(self, connection: Connection) -> None:
+        connection.incoming.request._expected_100_continue = False
+        with suppress(OSError):  # who cannot take 25 bytes will be found out by its deadline
+            connection.socket.send(GO_ON)
+
+    # answering
+
+    def _hand_over(self, connection: Connection) -> None:
+        self._unwatch(connection)
+        connection.await_thread()
+        lane = self._lane_of(connection.incoming)
+        future = lane.submit(self._answer, connection)
+        future.add_done_callback(lambda done: self.method_queue.defer(self._answered, connection, lane, done))
+
+    def _answer(self, connection: Connection) -> tuple[bytes, bool]:
+        """In a thread: what could not be sent at once of the answer, and whether the connection stays open."""
+        try:
+            self._check_turn(connection)
+            content, stays = self._ask_app(connection)
+        except Overloaded as error:
+            content, stays = self._refused(connection, error), False
+        except Exception:
+            log.exception("the app failed")
+            content, stays = self._refused(connection, ServiceError(OUR_FAULT)), False
+        return _sent_at_once(connection.socket, content), stays
+
+    def _check_turn(self, connection: Connection) -> None:
+        """Raise Overloaded if its turn came too late, or nobody waits for it any more."""
+        waited = time.monotonic() - connection.incoming.received
+        if waited > self._answer_seconds:
+            raise Overloaded("the request waited for too long; please try again.")
+        if waited > STALE_SECONDS and connection.has_hung_up:
+            raise Overloaded("the client hung up before its turn.")
+
+    def _ask_app(self, connection: Connection) -> tuple[bytes, bool]:
+        incoming, outbox = connection.incoming, Outbox()
+        request = incoming.request
+        request.body = incoming.body
+        request._expected_100_continue = False
+        response, environ = wsgi.create(request, outbox, connection.client, connection.server, self.cfg)
+        environ["wsgi.multithread"] = True
+        environ["pigeonhole.began"] = incoming.began
+        environ["pigeonhole.received"] = incoming.received
+        environ["pigeonhole.deadline"] = incoming.received + self._answer_seconds
+        environ["pigeonhole.draining"] = not self.alive
+        self.nr += 1
+        if self.nr >= self.max_requests:
+            self.alive = False
+        if not self.alive or not self.cfg.keepalive:
+            response.force_close()
+        parts = self.wsgi(environ, response.start_response)
+        try:
+            for part in parts:
+                response.write(part)
+            response.close()
+        finally:
+            if hasattr(parts, "close"):
+                parts.close()
+        return bytes(outbox.content), not response.should_close()
+
+    def _answered(self, connection: Connection, lane: Lane, done: Future[tuple[bytes, bool]]) -> None:
+        lane.done()
+        if done.cancelled() or connection not in self._connections:
+            self._drop(connection)
+            return
+        unsent, connection.stays = done.result()
+        self._guarded(lambda one: self._send(one, unsent), connection)
+
+    # refusing
+
+    def _refuse(self, connection: Connection, error: RequestError | ServiceError) -> None:
+        """Answer and close: where the next request would begin is not known, or not worth waiting for."""
+        connection.stays = False
+        connection.patience = LINGER_BODIES * self._limits.body_bytes
+        self._send(connection, self._refused(connection, error))
+
+    def _refused(self, connection: Connection, error: RequestError | ServiceError) -> bytes:
+        request_id = uuid.uuid4().hex
+        self._tell(connection, error, request_id)
+        request = connection.incoming.request
+        return refusal(error, request_id, head_only=getattr(request, "method", None) == "HEAD")
+
+    def _tell(self, connection: Connection, error: RequestError | ServiceError, request_id: str) -> None:
+        log.info("%s %d %s", request_id, error.status, error.code)
+
+    # sending
+
+    def _send(self, connection: Connection, content: bytes) -> None:
+        connection.state, connection.unsent = State.SENDING, memoryview(content)
+        connection.deadline = time.monotonic() + SEND_SECONDS
+        self._write(connection)
+
+    def _write(self, connection: Connection) -> None:
+        try:
+            sent = connection.socket.send(connection.unsent) if connection.unsent else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return
+        connection.unsent = connection.unsent[sent:]
+        if connection.unsent:
+            self._watch(connection, selectors.EVENT_WRITE, self._write)
+        elif connection.stays:
+            self._await_next(connection)
+        elif connection.patience or connection.incoming.surplus:
+            self._linger(connection)
+        else:
+            self._drop(connection)
+
+    def _await_next(self, connection: Connection) -> None:
+        surplus = connection.incoming.surplus
+        self._release(connection)
+        connection.number += 1
+        connection.incoming = Incoming(self.cfg, connection.client, connection.number, self._limits)
+        connection.state = State.RECEIVING
+        seconds = self.cfg.keepalive if self.alive else LAST_REQUEST_SECONDS
+        connection.deadline = time.monotonic() + seconds
+        if surplus:
+            self._take(connection, surplus)
+        else:
+            self._watch(connection, selectors.EVENT_READ, self._read)
+
+    def _linger(self, connection: Connection) -> None:
+        """Hear out who still sends: a client whose pipe breaks never gets to read the answer."""
+        with suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_WR)
+        self._release(connection)
+        connection.state = State.LINGERING
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        self._watch(connection, selectors.EVENT_READ, self._discard)
+
+    def _discard(self, connection: Connection) -> None:
+        try:
+            size = len(connection.socket.recv(READ))
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        connection.patience -= size
+        if not size or connection.patience <= 0:
+            self._drop(connection)
+
+    # connections
+
+    def _watch(self, connection: Connection, events: int, then: Callable[[Connection], None]) -> None:
+        data = partial(self._guarded, then, connection)
+        if not connection.events:
+            self.poller.register(connection.socket, events, data)
+        elif connection.events != events or connection.state is State.LINGERING:
+            self.poller.modify(connection.socket, events, data)
+        connection.events = events
+
+    def _unwatch(self, connection: Connection) -> None:
+        if connection.events:
+            self.poller.unregister(connection.socket)
+            connection.events = 0
+
+    def _guarded(self, then: Callable[[Connection], None], connection: Connection, _: Any = None) -> None:
+        """One connection's trouble is not the others'."""
+        if connection not in self._connections:  # dropped since the event was reported
+            return
+        try:
+            then(connection)
+        except Exception:
+            log.exception("a connection failed")
+            self._drop(connection)
+
+    def _release(self, connection: Connection) -> None:
+        self._held -= connection.incoming.size
+        connection.incoming.size = 0
+        connection.incoming.close()
+
+    def _drop(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._unwatch(connection)
+        self._release(connection)
+        connection.socket.close()
+        connection.deadline = inf
+
+
+def _sent_at_once(to: socket.socket, content: bytes) -> bytes:
+    """What is left of `content` when the client's end is full; an answer of usual size fits."""
+    with suppress(OSError):  # the loop will see it too
+        return content[to.send(content) :]
+    return content
+
+
+def _raise_descriptor_limit() -> None:
+    """As many open files as the system lets this process have: many systems start with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _room_for_connections(most: int, threads: int) -> int:
+    """At most `most`, and so few that the requests which are answered find descriptors as well."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return most
+    descriptors = Path("/proc/self/fd")
+    used = len(os.listdir(descriptors)) if descriptors.is_dir() else 32  # noqa: PTH208
+    return max(threads, min(most, soft - used - FILES_A_REQUEST * (threads + QUICK_THREADS)))

@@ -1,0 +1,83 @@
+"""Places and memory for pictures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from math import inf
+
+import pytest
+
+from pigeonhole.errors import Overloaded, TooManyPixels
+from pigeonhole.intake.budget import Budget
+
+NOW = -inf  # nobody waits
+
+
+def budget(places: int = 10, memory: int = 100) -> Budget:
+    return Budget(places, lambda: memory)
+
+
+def test_memory_and_places() -> None:
+    """What does not fit any more waits, and does not wait for ever; what was given back can be had again."""
+    for full, amounts in ((budget(memory=100), (60, 30)), (budget(places=2), (1, 1))):
+        for _ in range(2):
+            with ExitStack() as held:
+                for amount in amounts:
+                    held.enter_context(full.taken(amount, NOW))
+                with pytest.raises(Overloaded), full.taken(20, time.monotonic() + 0.05):
+                    pass
+
+
+def test_what_never_fits() -> None:
+    """A picture that needs more than there is altogether is refused at once, and is in nobody's way."""
+    small = budget(memory=100)
+    with pytest.raises(TooManyPixels), small.taken(101, inf):
+        pass
+    with small.taken(100, NOW):
+        pass
+
+
+def test_an_error_inside_gives_back() -> None:
+    """Whatever happens to a picture, its place is free afterwards."""
+    one = budget(places=1)
+    with pytest.raises(ZeroDivisionError), one.taken(1, NOW):
+        raise ZeroDivisionError
+    with one.taken(1, NOW):
+        pass
+
+
+def test_first_come_first_served() -> None:
+    """A large picture is not overtaken by small ones that would fit beside what is there."""
+    served, place = [], budget(memory=100)
+
+    def take(amount: int) -> None:
+        with place.taken(amount, time.monotonic() + 5):
+            served.append(amount)
+
+    with ThreadPoolExecutor(3) as pool, place.taken(50, NOW):
+        for amount in (90, 10, 20):
+            pool.submit(take, amount)
+            time.sleep(0.05)
+        assert served == []
+    assert served[0] == 90
+
+
+def test_never_more_than_there_is() -> None:
+    """Of two hundred pictures at once the sum never exceeds the memory, and all have their turn."""
+    lock, most, now, place = threading.Lock(), [0, 0], [0, 0], budget(places=4, memory=100)
+
+    def take(amount: int) -> None:
+        with place.taken(amount, time.monotonic() + 20):
+            with lock:
+                now[0], now[1] = now[0] + 1, now[1] + amount
+                most[0], most[1] = max(most[0], now[0]), max(most[1], now[1])
+            time.sleep(0.0005)
+            with lock:
+                now[0], now[1] = now[0] - 1, now[1] - amount
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(take, [(number * 37) % 70 for number in range(200)]))
+    assert (now, most[0] <= 4, 60 < most[1] <= 100) == ([0, 0], True, True)

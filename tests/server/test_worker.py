@@ -1,0 +1,196 @@
+"""The worker against clients that are slow, rude or too many, over real sockets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import GUNICORN, Server, StartServer, picture
+from tests.test_serving import END, HEAD, PART, connected
+
+PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+UPLOAD = HEAD + b"Content-Length: %d\r\n\r\n" % len(PART + END) + PART + END
+SECONDS = 2  # to receive a request, of the servers here
+AT_ONCE = 0.25  # seconds
+
+
+@pytest.fixture(scope="module")
+def impatient(start_server: StartServer, server_uploads: Path) -> Server:
+    return start_server(UPLOADS=str(server_uploads), RECEIVE_SECONDS=str(SECONDS), WORKERS="1")
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """All that comes until the other end is closed."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes]:
+    """The status and the body of one answer that has a length."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += connection.recv(65_536) or b"\r\n\r\n"
+    head, _, body = got.partition(b"\r\n\r\n")
+    length = int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+    while len(body) < length:
+        body += connection.recv(65_536)
+    return int(head.split()[1]), body
+
+
+@contextmanager
+def crowd(server: Server, count: int, said: bytes = b"") -> Iterator[Sequence[socket.socket]]:
+    """So many clients that say something and then nothing."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(count)]
+        for client in clients:
+            client.sendall(said)
+        yield clients
+
+
+def seconds_to_ping(server: Server) -> float:
+    began = time.monotonic()
+    with connected(server) as connection:
+        connection.sendall(PING)
+        assert answer(connection)[0] == 200
+    return time.monotonic() - began
+
+
+SLOW = {
+    "idle": b"",
+    "half a head": b"POST /predict HTTP/1.1\r\nHo",
+    "half a body": UPLOAD[:-100],
+    "half a chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n400\r\nabc",
+}
+
+
+@pytest.mark.parametrize("said", SLOW.values(), ids=SLOW.keys())
+def test_a_slow_client_is_cut_off(impatient: Server, said: bytes) -> None:
+    """Who has not said all in time gets 408 in JSON, or just the end of the connection if nothing was said."""
+    began = time.monotonic()
+    with connected(impatient) as connection:
+        connection.sendall(said)
+        got = all_of(connection)
+    assert SECONDS - 0.1 < time.monotonic() - began < SECONDS + 2
+    assert (b" 408 " in got, b'"code":"slow_upload"' in got, b"Connection: close" in got) == (bool(said),) * 3
+
+
+def test_dripping_buys_no_time(impatient: Server) -> None:
+    """A byte now and then keeps nothing open: the deadline is for the whole request."""
+    began = time.monotonic()
+    with connected(impatient) as connection, suppress(OSError):
+        for byte in UPLOAD[:150]:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.2)
+    assert time.monotonic() - began < SECONDS + 8  # it is heard out for five more, so that it gets its answer
+
+
+def test_a_crowd_of_slow_clients(server: Server) -> None:
+    """A thousand idle clients and a hundred that stopped in the middle are not in the way of others."""
+    with crowd(server, 1000), crowd(server, 50, UPLOAD[:-100]), crowd(server, 50, b"GET /pi"):
+        pings = sorted(seconds_to_ping(server) for _ in range(9))
+        with connected(server) as connection:
+            connection.sendall(UPLOAD)
+            assert answer(connection)[0] == 200
+    assert pings[4] < AT_ONCE
+
+
+def test_more_than_there_is_room_for(start_server: StartServer, uploads: Path) -> None:
+    """Where no more connections fit, those that have been idle longest make room."""
+    server = start_server(UPLOADS=str(uploads), MAX_CONNECTIONS="50")
+    with crowd(server, 200) as idle, connected(server) as busy:
+        busy.sendall(UPLOAD)
+        assert answer(busy)[0] == 200
+        assert seconds_to_ping(server) < 1
+        idle[0].settimeout(1)
+        assert idle[0].recv(1) == b""
+    assert server.stop() == 0
+
+
+def test_pipelined_requests(server: Server) -> None:
+    """Requests sent at once are answered in their order."""
+    pieces = [PING, UPLOAD, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", UPLOAD]
+    with connected(server) as connection:
+        connection.sendall(b"".join(pieces) + PING.replace(b"Host", b"Connection: close\r\nHost"))
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", all_of(connection))
+    assert statuses == [b"200", b"200", b"404", b"200", b"200"]
+
+
+def test_behind_a_refused_request(server: Server) -> None:
+    """What follows a request that the server refused is nobody's request."""
+    with connected(server) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nA: \0\r\n\r\n" + PING)
+        got = all_of(connection)
+    assert (got.count(b"HTTP/1.1"), b"pong" in got) == (1, False)
+    assert b'"code":"bad_request"' in got
+
+
+def test_too_large_and_told_so(server: Server) -> None:
+    """A client that sends far too much and reads afterwards gets to read why, and was not told to go on."""
+    head = HEAD + b"Expect: 100-continue\r\nContent-Length: 20000000\r\n\r\n"
+    with connected(server) as connection:
+        connection.sendall(head + bytes(20_000_000))
+        connection.shutdown(socket.SHUT_WR)
+        got = all_of(connection)
+    assert got.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in got
+
+
+def test_half_closed_and_still_listening(server: Server) -> None:
+    """A client that closes its sending half after a whole request gets its answer."""
+    with connected(server) as connection:
+        connection.sendall(UPLOAD)
+        connection.shutdown(socket.SHUT_WR)
+        assert all_of(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_slow_reader_holds_no_thread(start_server: StartServer, uploads: Path) -> None:
+    """Clients that ask much and read nothing leave the only thread to others."""
+    server = start_server(UPLOADS=str(uploads), THREADS="1")
+    asked = UPLOAD.replace(b"/predict", b"/predict?explain=1") * 20
+    with crowd(server, 10, asked), connected(server) as connection:
+        connection.sendall(UPLOAD)
+        assert answer(connection)[0] == 200
+        assert seconds_to_ping(server) < 1
+    assert server.stop() == 0
+
+
+def test_more_than_can_wait(start_server: StartServer, uploads: Path) -> None:
+    """Of many requests at once, what does not fit into the queue is refused at once; pings have a way of their own."""
+    server = start_server(UPLOADS=str(uploads), THREADS="1", MAX_WAITING="2")
+    large = picture("red", (4000, 3000))
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(large)
+    with crowd(server, 30, head + large) as clients, ThreadPoolExecutor(30) as pool:
+        assert seconds_to_ping(server) < AT_ONCE * 2
+        answers = list(pool.map(answer, clients))
+    statuses = [status for status, _ in answers]
+    assert (set(statuses), 3 <= statuses.count(200) < 15) == ({200, 503}, True)
+    assert all(b'"code":"overloaded"' in body for status, body in answers if status == 503)
+    assert server.stop() == 0
+
+
+def test_turns_that_come_too_late(start_server: StartServer, uploads: Path) -> None:
+    """A request that waited longer than anybody would is not worked for."""
+    server = start_server(UPLOADS=str(uploads), THREADS="1", ANSWER_SECONDS="0.01")
+    with crowd(server, 10, UPLOAD) as clients, ThreadPoolExecutor(10) as pool:
+        statuses = [status for status, _ in pool.map(answer, clients)]
+    assert {200, 503} == set(statuses)
+    assert server.stop() == 0
+
+
+def test_few_descriptors(start_server: StartServer, uploads: Path) -> None:
+    """With 64 descriptors and 200 clients the service goes on, without a busy loop, and recovers."""
+    command = ("sh", "-c", "ulimit -n 64; exec " + shlex.join(GUNICORN))
+    server = start_server(command=command, UPLOADS=str(uploads))
+    with crowd(server, 200, b"GET /pi"):
+        assert seconds_to_ping(server) < 2
+    with connected(server) as connection:
+        connection.sendall(UPLOAD)
+        assert answer(connection)[0] == 200
+    assert server.stop() == 0
