@@ -21,6 +21,7 @@ from pigeonhole.intake.uploads import prepare
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
+from pigeonhole.web.classifier import sandbox
 from pigeonhole.web.page_examples import examples_of
 from pigeonhole.web.replies import start_logging
 from pigeonhole.wiring import model_of
@@ -80,6 +81,10 @@ def post_worker_init(worker: Any) -> None:
     except PigeonholeError as error:
         first = worker.age <= settings.workers  # a later one that fails must not take the others down
         _refuse(error, WORKER_BOOT_ERROR if first else 1)
+    if settings.sandbox != "off" and not sandbox().works and settings.sandbox == "on":
+        _refuse(
+            SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), WORKER_BOOT_ERROR
+        )
     if engine.about["engine"] == "compiled":
         _give_memory_back()
     if worker.age == 1:  # the first one speaks for all

@@ -117,6 +117,13 @@ class Settings(BaseSettings):
     max_decoded: Annotated[
         int, Field(ge=1, le=256, description="most pictures decoded at the same time in one worker; others wait")
     ] = 2
+    sandbox: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="`on` decodes pictures in processes that can do nothing else, `off` in the one that serves; "
+            "`auto` is `on` where the system can do it, which Linux can"
+        ),
+    ] = "auto"
     fetch_urls: Annotated[bool, Field(description="`1` lets clients name a picture by its address on the web")] = False
     max_fetches: Annotated[
         int,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -74,6 +74,19 @@ class Limits:
     side: int
 
 
+class Recipe(Protocol):
+    """What makes a network's input of a picture."""
+
+    @property
+    def channels(self) -> int: ...
+
+    def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of what is made of a picture of `size`."""
+
+    def apply(self, picture: Image.Image, full: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8, height × width × channels, of an RGB `picture`; `full` is its size where decoding shrank it."""
+
+
 class Photo:
     """A picture of an accepted type whose header is within the limits; decoded, as often as wanted, when asked for.
 
@@ -87,11 +100,11 @@ class Photo:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
-        (width, height), turn = self._layout
+        (width, height), turn = self.layout
         return (height, width) if turn in TURNS_SIDEWAYS else (width, height)
 
     @cached_property
-    def _layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
+    def layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
         """The size as stored, and how it has to be turned."""
         with self._opened() as image:
             return image.size, self._turn(image)
@@ -105,7 +118,7 @@ class Photo:
         """
         if self._kind != "JPEG":
             return 1
-        _, turn = self._layout
+        _, turn = self.layout
         factors = [factor for factor in DCT_FACTORS if turn is None or divides(factor, self.size)]
         return max((factor for factor in factors if allows(self.size, factor)), default=1)
 
@@ -123,6 +136,10 @@ class Photo:
             _mend_transparency(image, stored_as)
             turn = self._turn(image)
             return to_rgb(image if turn is None else image.transpose(turn))
+
+    def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
+        """What `recipe` makes of it, decoded; raises as `decoded`."""
+        return recipe.apply(self.decoded(reduction), self.size if reduction > 1 else None)
 
     @contextmanager
     def _opened(self) -> Iterator[ImageFile.ImageFile]:

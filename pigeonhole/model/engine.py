@@ -262,7 +262,7 @@ class CompiledEngine:
 
     def pixels(self, photo: Photo, reduction: int = 1) -> np.ndarray:
         """What the network gets of `photo`: uint8, height × width × channels."""
-        return self.card.recipe.apply(photo.decoded(reduction), photo.size if reduction > 1 else None)
+        return photo.through(self.card.recipe, reduction)
 
     def _counted(self, way: str, prediction: Prediction) -> Prediction:
         self._count(way)

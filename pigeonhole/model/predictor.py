@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from pigeonhole.errors import BadParameter, ModelFault, NotAvailable, NotReady, RequestError, StartError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from pigeonhole.model.explain import Explanation
+    from pigeonhole.model.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class Photo(Protocol):
 
     def decoded(self, reduction: int = 1) -> Image: ...
 
+    def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
+        """What `recipe` makes of it, decoded: uint8, height × width × channels."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -68,6 +73,9 @@ class Shown:
 
     def decoded(self, reduction: int = 1) -> Image:
         return self.picture
+
+    def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
+        return recipe.apply(self.picture)
 
 
 class Engine(Protocol):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from threading import BoundedSemaphore
 from typing import IO, Protocol, TypeVar, cast
 
@@ -11,12 +14,21 @@ from flask import request
 from pigeonhole.errors import URLNotAllowed, URLOff
 from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
+from pigeonhole.intake.sandbox import Sandbox
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
 from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
 
 T = TypeVar("T")
+
+
+@cache
+def sandbox() -> Sandbox:
+    """This process's one, which ends with it."""
+    one = Sandbox(["pigeonhole.model.recipe"])
+    atexit.register(one.close)
+    return one
 
 
 class Fetches(Protocol):
@@ -64,9 +76,15 @@ class Classifier:
     def _each(self, pictures: Sequence[SentPicture], ask: Callable[[Photo], T]) -> list[T]:
         answers = []
         for number, picture in enumerate(pictures, 1):
-            with blamed_on(picture, number, len(pictures)), self._in_hand:
-                answers.append(ask(open_photo(picture.file, self._limits, self._settings.orientation)))
+            with blamed_on(picture, number, len(pictures)), self._in_hand, self._opened(picture.file) as photo:
+                answers.append(ask(photo))
         return answers
+
+    def _opened(self, file: IO[bytes]) -> AbstractContextManager[Photo]:
+        wanted = self._settings.sandbox
+        if wanted == "on" or (wanted == "auto" and sandbox().works):
+            return sandbox().opened(file, self._limits, self._settings.orientation)
+        return nullcontext(open_photo(file, self._limits, self._settings.orientation))
 
     def fetched(self, url: str) -> SentPicture:
         """The picture at `url`, kept like an upload.

@@ -1,0 +1,152 @@
+"""The processes that decode pictures: a nursery that is asked for cells, and cells, which are confined and decode.
+
+The nursery loads Pillow and numpy once and never sees a picture; cells are forked from it, so that one costs
+milliseconds and shares its memory. It ends when its socket is closed at the other end, and the cells with it.
+
+What is sent to a cell is pickled, since it comes from us; what it answers is not, since it may be lying:
+
+    an Opening, and the picture's file with it  ->  OK, width, height and turn as stored | a refusal
+    a Decoding                                  ->  OK, then uint8 pixels in packets of at most PACKET | a refusal
+    None: let go of the picture                 ->  nothing
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import io
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from struct import Struct
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from pigeonhole.errors import BrokenImage, RequestError, TooManyPixels
+from pigeonhole.intake.confinement import confine
+from pigeonhole.intake.pictures import Limits, Orientation, Photo, Recipe, open_photo
+
+MOST_ASKED = 1 << 16  # bytes of a request, pickled; a recipe takes a thousand
+PACKET = 1 << 16  # bytes; a socket holds three such
+MOST_SAID = 1_000  # bytes of a refusal's sentence
+OK, READY = 0, b"ready"
+REFUSALS: tuple[type[RequestError], ...] = (BrokenImage, TooManyPixels)  # by a refusal's first byte, counted from 1
+LAYOUT = Struct("<BIIB")
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # as in gunicorn_conf: what a picture took is handed back at once
+
+
+@dataclass(frozen=True)
+class Opening:
+    limits: Limits
+    orientation: Orientation
+
+
+@dataclass(frozen=True)
+class Decoding:
+    recipe: Recipe
+    reduction: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The recipe that leaves a picture as it is, decoded at a `reduction`."""
+
+    reduction: int
+    channels: int = 3
+
+    def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // self.reduction), -(-size[1] // self.reduction)
+
+    def apply(self, picture: Image.Image, full: tuple[int, int] | None = None) -> np.ndarray:
+        return np.asarray(picture)
+
+
+def main(descriptor: int, modules: Sequence[str]) -> None:
+    """The nursery: for each socket that comes, fork a cell to answer on it, and send back a handle to the cell."""
+    for everybodys in (signal.SIGINT, signal.SIGTERM):  # a terminal and Heroku tell all; the server ends us in its time
+        signal.signal(everybodys, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for cells
+    load_all(modules)
+    orders = socket.socket(fileno=descriptor)
+    own = os.getpid()
+    while True:
+        order, sockets, _, _ = socket.recv_fds(orders, MOST_ASKED, 1)
+        if not order:
+            return
+        if (cell := os.fork()) == 0:
+            orders.close()
+            answer_on(socket.socket(fileno=sockets[0]), int(order), own)
+        handle = os.pidfd_open(cell)
+        socket.send_fds(orders, [READY], [handle])
+        os.close(handle)
+        os.close(sockets[0])
+
+
+def load_all(modules: Sequence[str]) -> None:
+    """What would otherwise be loaded when it is first needed, which a cell cannot."""
+    for module in modules:
+        importlib.import_module(module)
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, kind)
+        open_photo(file, Limits(256, 16)).decoded()
+
+
+def answer_on(asked: socket.socket, memory: int, parent: int) -> None:
+    """A cell's life."""
+    try:
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        confine(memory, parent)
+        asked.send(READY)
+        while True:
+            _answer_for_a_picture(asked)
+    finally:
+        os._exit(1)
+
+
+def _answer_for_a_picture(asked: socket.socket) -> None:
+    with ExitStack() as until_let_go:
+        photo: Photo | None = None
+        while (request := _received(asked, until_let_go)) is not None:
+            try:
+                photo = _answered(asked, *request, photo)
+            except REFUSALS as refusal:
+                _refuse(asked, refusal)
+            except MemoryError:
+                _refuse(asked, BrokenImage("decoding the picture takes more memory than any picture should."))
+
+
+def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Opening | Decoding, IO[bytes] | None] | None:
+    message, descriptors, _, _ = socket.recv_fds(asked, MOST_ASKED, 1)
+    if not message:
+        os._exit(0)
+    files = [until_let_go.enter_context(os.fdopen(descriptor, "rb")) for descriptor in descriptors]
+    request = pickle.loads(message)
+    return None if request is None else (request, files[0] if files else None)
+
+
+def _answered(
+    asked: socket.socket, request: Opening | Decoding, file: IO[bytes] | None, photo: Photo | None
+) -> Photo | None:
+    if isinstance(request, Opening):
+        assert file is not None
+        photo = open_photo(file, request.limits, request.orientation)
+        (width, height), turn = photo.layout
+        asked.send(LAYOUT.pack(OK, width, height, 0 if turn is None else turn + 1))
+    elif photo is not None:
+        pixels = np.ascontiguousarray(photo.through(request.recipe, request.reduction)).data.cast("B")
+        asked.send(bytes([OK]))
+        for begin in range(0, len(pixels), PACKET):
+            asked.send(pixels[begin : begin + PACKET])
+    return photo
+
+
+def _refuse(asked: socket.socket, refusal: RequestError) -> None:
+    asked.send(bytes([1 + REFUSALS.index(type(refusal))]) + str(refusal).encode()[:MOST_SAID])

@@ -1,0 +1,260 @@
+"""Decode pictures in confined processes of their own, so that a decoder's fault is the end of one request, not of all.
+
+A photo opened here reads like one of `pictures`, but its bytes meet a decoder in a **cell**, a process that can neither
+open files nor connect nor run anything; see `confinement`. A cell that crashes, or takes too long and is killed, costs
+the picture it had a 422; the next picture gets another cell. `cells` is the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from pigeonhole.errors import BrokenImage, Overloaded
+from pigeonhole.intake.cells import LAYOUT, MOST_SAID, OK, PACKET, READY, REFUSALS, Decoding, Opening, Whole
+from pigeonhole.intake.pictures import Limits, Orientation, Photo, Recipe
+
+SECONDS = 10  # to decode a picture; the slowest of 25 million pixels takes 2
+BYTES_A_PIXEL = 16  # that decoding takes at most
+ALWAYS = 64 << 20  # bytes that a cell may take whatever the picture
+START = 30  # seconds to wait for a cell; it takes 3 milliseconds, and the first one 200
+NURSERY = "from pigeonhole.intake.cells import main; main"
+ROOT = Path(__file__).resolve().parents[2]
+
+log = logging.getLogger(__name__)
+
+
+class Sandbox:
+    """Opens photos in cells; as many are kept as there were callers at once. The first one starts the nursery.
+
+    `modules` are those that recipes are unpickled with.
+    """
+
+    def __init__(self, modules: Sequence[str], seconds: float = SECONDS) -> None:
+        self._modules, self._seconds = modules, seconds
+        self._nursery: Nursery | None = None
+        self._ordering = threading.Lock()  # guards the nursery, which is asked for one cell at a time
+        self._idle: dict[int, deque[Cell]] = defaultdict(deque)  # by the memory they may take; cells without a picture
+
+    @contextmanager
+    def opened(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> Iterator[Photo]:
+        """A Photo of `file`, good until the block ends; both raise what `open_photo` and its Photo raise.
+
+        Raises:
+            Overloaded: no cell can be had.
+        """
+        memory = limits.pixels * BYTES_A_PIXEL + ALWAYS
+        cell = self._idle_cell(memory) or self._new_cell_or_refuse(memory)
+        try:
+            yield ConfinedPhoto(cell, file, limits, orientation)
+        finally:
+            if cell.has_let_go():
+                self._idle[memory].append(cell)
+            else:
+                cell.kill()
+
+    @cached_property
+    def works(self) -> bool:
+        """Can cells be had on this machine?"""
+        try:
+            self._new_cell(ALWAYS).kill()
+        except OSError as error:
+            log.warning("no confined process can be had here: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the cells that have no picture, and the nursery."""
+        for cells in self._idle.values():
+            while cells:
+                cells.pop().kill()
+        if self._nursery:
+            self._nursery.close()
+
+    def _idle_cell(self, memory: int) -> Cell | None:
+        with suppress(IndexError):
+            while not (cell := self._idle[memory].pop()).is_waiting():
+                cell.kill()
+            return cell
+        return None
+
+    def _new_cell_or_refuse(self, memory: int) -> Cell:
+        try:
+            return self._new_cell(memory)
+        except OSError as error:
+            raise Overloaded("no picture can be decoded at the moment; please try again.") from error
+
+    def _new_cell(self, memory: int) -> Cell:
+        with self._ordering:
+            if self._nursery:
+                with suppress(OSError):
+                    return self._nursery.cell(memory, self._seconds)
+                self._nursery.close()
+            self._nursery = Nursery(self._modules)
+            return self._nursery.cell(memory, self._seconds)
+
+
+class ConfinedPhoto(Photo):
+    """A Photo that a cell decodes. What the cell says is believed only as far as it cannot harm."""
+
+    def __init__(self, cell: Cell, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
+        super().__init__(file, limits, orientation)
+        self._cell = cell
+        self.layout  # noqa: B018  opens it
+
+    @cached_property
+    def layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
+        descriptor = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY)  # the cell reads, from the start
+        try:
+            said = self._cell.asked(Opening(self._limits, self._orientation), [descriptor])
+        finally:
+            os.close(descriptor)
+        with self._cell.believed():
+            _, width, height, turn = LAYOUT.unpack(said)
+            if not (0 < width <= self._limits.side and 0 < height <= self._limits.pixels // width):
+                raise ValueError("no such picture is opened")
+            return (width, height), Image.Transpose(turn - 1) if turn else None
+
+    def decoded(self, reduction: int = 1) -> Image.Image:
+        return Image.fromarray(self.through(Whole(reduction), reduction))
+
+    def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
+        width, height = recipe.size_after(self.size)
+        pixels = np.empty((height, width, recipe.channels), np.uint8)
+        self._cell.asked(Decoding(recipe, reduction), into=pixels)
+        return pixels
+
+
+class Cell:
+    """A process that decodes one picture after another; used by one caller at a time."""
+
+    def __init__(self, line: socket.socket, handle: int, seconds: float) -> None:
+        self._line, self._handle, self._seconds = line, handle, seconds
+
+    def asked(self, request: Opening | Decoding, files: Sequence[int] = (), into: np.ndarray | None = None) -> bytes:
+        """What it says to `request`, with pixels put `into` an array.
+
+        Raises:
+            BrokenImage, TooManyPixels: it refuses the picture, or fails at it.
+        """
+        deadline = time.monotonic() + self._seconds
+        with self.believed():
+            socket.send_fds(self._line, [pickle.dumps(request)], files)
+            said = self._received(MOST_SAID, deadline)
+            if said[0] == OK and into is not None:
+                self._receive(into.data.cast("B"), deadline)
+        if said[0] != OK:
+            with self.believed():
+                refusal = REFUSALS[said[0] - 1](said[1:].decode())
+            raise refusal
+        return said
+
+    @contextmanager
+    def believed(self) -> Iterator[None]:
+        """Whatever goes wrong in the block is the cell's doing, by the picture it has; it is killed."""
+        try:
+            yield
+        except Exception as error:
+            self.kill()
+            late = isinstance(error, TimeoutError)
+            why = "takes too long to decode" if late else "makes its decoder fail; it is damaged or was made to harm"
+            raise BrokenImage(f"the picture {why}.") from error
+
+    def has_let_go(self) -> bool:
+        """Tell it to let go of the picture; False if it is dead."""
+        try:
+            return self._line.send(pickle.dumps(None)) > 0
+        except OSError:
+            return False
+
+    def is_waiting(self) -> bool:
+        """Is it alive, and silent as it should be?"""
+        self._line.settimeout(0)
+        try:
+            self._line.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def kill(self) -> None:
+        if self._line.fileno() < 0:
+            return  # it is dead already
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        self._line.close()
+        os.close(self._handle)
+
+    def _receive(self, view: memoryview, deadline: float) -> None:
+        while view:
+            packet = self._received(PACKET, deadline)
+            view[: len(packet)] = packet
+            view = view[len(packet) :]
+
+    def _received(self, most: int, deadline: float) -> bytes:
+        self._line.settimeout(max(0.001, deadline - time.monotonic()))
+        if packet := self._line.recv(most):
+            return packet
+        raise EOFError("the cell is dead")
+
+
+class Nursery:
+    """The process that cells are forked from."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        self._orders, theirs = _line()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-c", f"{NURSERY}({theirs.fileno()}, {[*modules]})"],
+                env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},  # what has threads cannot be forked
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # a traceback may quote what was in a photo
+            )
+        self._orders.settimeout(START)
+
+    def cell(self, memory: int, seconds: float) -> Cell:
+        """A new one; raises OSError if it cannot be had."""
+        ours, theirs = _line()
+        ours.settimeout(START)
+        try:
+            with theirs:
+                socket.send_fds(self._orders, [str(memory).encode()], [theirs.fileno()])
+            _, handles, _, _ = socket.recv_fds(self._orders, len(READY), 1)
+            if not handles:
+                raise OSError("the nursery is gone.")
+            cell = Cell(ours, handles[0], seconds)
+            if ours.recv(len(READY)) != READY:
+                cell.kill()
+                raise OSError("the kernel does not confine it.")
+        except OSError:
+            ours.close()
+            raise
+        return cell
+
+    def close(self) -> None:
+        self._orders.close()
+        self._process.wait()
+
+
+def _line() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection that keeps messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
