@@ -6,7 +6,6 @@ import os
 import sys
 
 from flask import Flask
-from prometheus_client import CollectorRegistry
 
 from pigeonhole.errors import BadBase64, BadURL, NotAvailable
 from pigeonhole.intake.pictures import open_probe
@@ -19,8 +18,10 @@ from pigeonhole.web.api import ABOUT, API, OF_URLS
 from pigeonhole.web.bodies import JSON, Form, Raw, Submission
 from pigeonhole.web.classifier import Classifier, Fetches
 from pigeonhole.web.examples import ADDRESS, PICTURE, WAYS_IN
+from pigeonhole.web.metrics import Metrics
 from pigeonhole.web.picture_request import PictureRequest, SentPicture
 from pigeonhole.web.prediction_request import IMAGE_FIELDS, Encoded, GetQuery, Options, PredictionRequest, combined
+from pigeonhole.web.tracing import traces_to
 from pigeonhole.wiring import model_of
 
 
@@ -30,13 +31,13 @@ def create_app(
     """The Flask app, by default with the environment's settings and the model they name, loaded when first needed.
 
     Raises:
-        SettingsError, FolderError: a setting does not fit.
+        SettingsError, FolderError, PackagesMissing: a setting does not fit.
     """
     settings = settings or Settings.load()
-    registry = CollectorRegistry()
-    count = observe.counter_of_ways(registry)
-    predictor = predictor or Predictor(lambda: open_engine(model_of(settings), open_probe, count))
-    classifier = Classifier(predictor, settings, fetcher)
+    traces = traces_to(settings.traces_endpoint)
+    metrics = Metrics(traces.span)
+    predictor = predictor or Predictor(lambda: open_engine(model_of(settings), open_probe, metrics.went))
+    classifier = Classifier(predictor, settings, fetcher, metrics.phase)
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
@@ -92,12 +93,12 @@ def create_app(
         """Alive; touches nothing."""
         return Pong()
 
-    observe.install(api, predictor, registry)
+    observe.install(api, classifier, predictor, metrics)
     dialects.install(api, classifier)
     open_inference.install(api, classifier, predictor, settings.model_name)
     openapi.install(api)
     page.install(app, settings, classifier, predictor)
-    replies.install(app)  # last, so that it sees each answer first: Flask asks in reverse order
+    replies.install(app, metrics, traces)  # last, so that it sees each answer first: Flask asks in reverse order
     return app
 
 

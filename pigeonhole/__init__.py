@@ -11,8 +11,8 @@ The map, and the direction of imports (left may import right, never back):
                     worker -> lanes, refusals
     app.py          the service on one page
     web             the only rooms that import Flask: page, openapi, dialects, open_inference -> api, classifier ->
-                    bodies -> picture_request; page -> theme, page_examples, files, replies; as types:
-                    prediction_request, answers, tensors -> schemas
+                    bodies -> picture_request; page -> theme, page_examples, files, replies; observe, replies ->
+                    metrics -> tracing, log_lines; as types: prediction_request, answers, tensors -> schemas
     batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
                     finding, scores, pool, stopping, progress
     wiring          from the settings to the model they name

@@ -8,32 +8,42 @@ torch and of OpenVINO do not survive a fork.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
 from pigeonhole.intake.uploads import prepare
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
+from pigeonhole.web import tracing
 from pigeonhole.web.classifier import sandbox
+from pigeonhole.web.log_lines import JSONLine, start_logging
 from pigeonhole.web.page_examples import examples_of
-from pigeonhole.web.replies import start_logging
 from pigeonhole.wiring import model_of
 
 M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
 LARGE = 1 << 20
 WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
 
+while os.open(os.devnull, os.O_RDWR) < 3:  # where standard error is closed, an upload would be opened in its place
+    pass
+
 
 def _refuse(error: PigeonholeError, status: int) -> NoReturn:
-    print(f"Pigeonhole does not start.\n{error}", file=sys.stderr, flush=True)
+    _say(f"Pigeonhole does not start.\n{error}", "stderr")
     sys.exit(status)
+
+
+def _say(sentence: str, to: Literal["stdout", "stderr"] = "stdout") -> None:
+    with suppress(OSError):  # nobody takes it
+        print(sentence, file=getattr(sys, to), flush=True)
 
 
 try:
@@ -52,7 +62,7 @@ graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 3
 keepalive = 5
 sendfile = False  # what is answered is sent by the event loop
 control_socket_disable = True
-accesslog = None  # our own line, one a request, in pigeonhole.web.replies
+accesslog = None  # our own line, one a request, of pigeonhole.web.log_lines
 loglevel = "error"  # its warnings of malformed requests quote what was sent, and that may be a photo
 forwarder_headers = ""  # no client may say under which path the service lies
 
@@ -63,6 +73,7 @@ def on_starting(server: Any) -> None:
     try:
         prepare(settings.uploads)
         examples_of(settings)
+        tracing.check(settings.traces_endpoint)
         with _stoppable():
             if is_address(settings.model):
                 settings = settings.with_model(_downloaded())
@@ -71,6 +82,8 @@ def on_starting(server: Any) -> None:
             compile_if_stale(model, _say)
     except PigeonholeError as error:
         _refuse(error, 1)
+    for handler in server.log.error_log.handlers:  # what gunicorn has to say from here on
+        handler.setFormatter(JSONLine())
 
 
 def post_worker_init(worker: Any) -> None:
@@ -89,6 +102,12 @@ def post_worker_init(worker: Any) -> None:
         _give_memory_back()
     if worker.age == 1:  # the first one speaks for all
         _say_how_to_try(len(engine.labels))
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In each worker, after its last request."""
+    if worker.wsgi is not None:  # it may have failed to load
+        worker.wsgi.extensions["traces"].close()
 
 
 def _give_memory_back() -> None:
@@ -126,16 +145,11 @@ def _downloaded() -> Path:
     return Path(done.stdout.removesuffix("\n"))
 
 
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
-
-
 def _say_how_to_try(labels: int) -> None:
     here = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     address = f"http://{here}:{settings.port}"
     model = model_of(settings)
-    print(
+    _say(
         f"Pigeonhole serves {model.compiled if model.is_compiled_only else model.path} ({labels} labels) at {address}\n"
-        f"Try it {'there in a browser, or' if settings.page else 'with'}:  curl -F image=@photo.jpg {address}/predict",
-        flush=True,
+        f"Try it {'there in a browser, or' if settings.page else 'with'}:  curl -F image=@photo.jpg {address}/predict"
     )

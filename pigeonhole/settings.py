@@ -20,7 +20,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pigeonhole.errors import SettingsError
 
 MIB = 1024 * 1024
+ADDRESSES = ("model", "otel_exporter_otlp_endpoint", "otel_exporter_otlp_traces_endpoint")  # they may hold secrets
 NO_CONTROL = r"[^\x00-\x1f\x7f]"
+COLLECTOR = r"^(https?://\S+)?$"
 ORIGIN = r"https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?"
 PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression bomb; we stay below
 
@@ -169,6 +171,26 @@ class Settings(BaseSettings):
         BeforeValidator(str.lower),
         Field(description="how much is logged, to standard error"),
     ] = "info"
+    otel_exporter_otlp_endpoint: Annotated[
+        str,
+        Field(
+            pattern=COLLECTOR,
+            description="address of the OpenTelemetry collector that gets traces, like `http://localhost:4318`",
+        ),
+    ] = ""
+    otel_exporter_otlp_traces_endpoint: Annotated[
+        str,
+        Field(
+            pattern=COLLECTOR,
+            description="the same for traces alone, with its path, like `http://localhost:4318/v1/traces`",
+        ),
+    ] = ""
+
+    @property
+    def traces_endpoint(self) -> str:
+        """Where traces are sent; empty for nowhere."""
+        base = self.otel_exporter_otlp_endpoint
+        return self.otel_exporter_otlp_traces_endpoint or (base and base.rstrip("/") + "/v1/traces")
 
     @property
     def origins(self) -> frozenset[str]:
@@ -191,11 +213,11 @@ class Settings(BaseSettings):
             raise SettingsError("\n".join(map(_complaint, error.errors()))) from error
 
     def listed(self, mask: Callable[[str], str] = str) -> list[Listed]:
-        """Every setting in the order of its declaration; `mask` hides what is secret in an address."""
+        """Every setting in the order of its declaration; `mask` hides what is secret in addresses."""
         return [
             Listed(
                 name=name.upper(),
-                value=mask(_as_text(getattr(self, name))) if name == "model" else _as_text(getattr(self, name)),
+                value=(mask if name in ADDRESSES else str)(_as_text(getattr(self, name))),
                 default=_as_text(field.default),
                 meaning=field.description or "",
             )

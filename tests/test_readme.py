@@ -16,6 +16,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pigeonhole import errors
 from pigeonhole.intake.pictures import open_photo
@@ -23,6 +24,7 @@ from pigeonhole.model.learner import open_learner
 from pigeonhole.model.training import Plan
 from pigeonhole.settings import Settings
 from pigeonhole.web.examples import WAYS_IN
+from pigeonhole.web.metrics import Metrics
 from pigeonhole.web.replies import HTTP_CODES
 from tests.conftest import EXPORT, LIMITS, ROOT, Server, free_port, picture, wait_until_up
 from tests.model.learners import photos
@@ -243,10 +245,12 @@ def test_download(tmp_path: Path) -> None:
     assert "cannot be reached" in told.stderr
 
 
-def test_what_downloading_needs() -> None:
-    """The category that the command installs is in the lock, and the Dockerfile takes it."""
-    (command,) = [line for line in COMMANDS if line.startswith("tools/environment.sh")]
-    assert command.split()[-1] in json.loads((ROOT / "Pipfile.lock").read_text())
+def test_what_more_can_be_installed() -> None:
+    """The categories that the README installs are in the lock, and the Dockerfile takes them."""
+    categories = re.findall(r"tools/environment\.sh \.venv (\w+)", README)
+    categories += re.findall(r'CATEGORIES="packages (\w+)"', README)
+    assert sorted(set(categories)) == ["store", "telemetry"]
+    assert set(categories) < set(json.loads((ROOT / "Pipfile.lock").read_text()))
     assert "ARG CATEGORIES=packages" in (ROOT / "Dockerfile").read_text()
 
 
@@ -263,6 +267,26 @@ def test_settings() -> None:
     assert "SECRET" not in listed.stdout
     wrong = run(command, ROOT, PORT="http", THREADS="0")
     assert (wrong.returncode, wrong.stderr.count("is not possible")) == (1, 2)
+
+
+def test_metrics_table() -> None:
+    """The table of metrics holds each one of ours, with its labels, and no other."""
+    answered = {
+        (family.name.removeprefix("pigeonhole_"), *sorted(label for label in family.samples[0].labels if label != "le"))
+        for family in text_string_to_metric_families(app_metrics())
+        if family.name.startswith("pigeonhole_") and not family.name.endswith("_created")
+    }
+    told = {
+        (*re.findall(r"`pigeonhole_(\w+?)(?:_total)?`", name), *sorted(re.findall(r"`(\w+)`", labels)))
+        for name, labels, _ in table("| metric |")
+    }
+    assert told == answered
+
+
+def app_metrics() -> str:
+    metrics = Metrics()
+    metrics.request("/ping", "GET", 200, 0.1)
+    return metrics.text({"engine": "compiled"}).decode()
 
 
 def test_error_table() -> None:

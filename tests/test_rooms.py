@@ -35,6 +35,7 @@ ROOMS = {
     "httpcore": ("pigeonhole/intake/fetch.py",),
     "h11": ("pigeonhole/intake/fetch.py",),
     "dns": ("pigeonhole/intake/fetch.py",),
+    "opentelemetry": ("pigeonhole/web/tracing.py",),
     "idna": ("pigeonhole/intake/addresses.py",),
 }
 # who may not import whom: errors, drafts, machine and settings are leaves, intake and model know no web
@@ -109,7 +110,8 @@ def test_the_watch_sees() -> None:
 
 @pytest.mark.parametrize("module", ["app", "pigeonhole.gunicorn_conf"])
 def test_the_app_imports_no_torch(module: str) -> None:
-    """Importing the app, or what gunicorn's master runs, loads neither torch nor OpenVINO nor what downloads."""
+    """Importing the app, or what gunicorn's master runs, loads neither torch nor OpenVINO, downloaders or tracers."""
     heavy = ("torch", "fastai", "torchvision", "openvino", "onnx", "fsspec", "aiohttp", "mlflow", "huggingface_hub")
+    heavy += ("opentelemetry",)
     code = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"

@@ -76,12 +76,20 @@ def prepare(folder: Path) -> None:
     if not os.path.isdir(folder):  # noqa: PTH112  Path.is_dir raises for a name that is too long
         raise FolderError(f"UPLOADS={folder} is not there; create the folder, or name another.")
     try:
-        _nameless(folder).close()
+        check_room(folder)
     except NoSpace as error:
         raise FolderError(f"UPLOADS={folder} cannot be written to by this user.") from error
     for leftover in folder.glob(PREFIX + "*"):
         with suppress(OSError):  # a folder, or another user's in a shared /tmp
             leftover.unlink()
+
+
+def check_room(folder: Path) -> None:
+    """Raises NoSpace if a photo could not be kept in `folder` now; a full disk may still take an empty file."""
+    with Uploads(folder) as uploads:
+        file = uploads.new()
+        file.write(b"\0")
+        file.seek(0)
 
 
 def _nameless(folder: Path) -> Upload:

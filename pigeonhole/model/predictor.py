@@ -144,6 +144,11 @@ class Predictor:
             raise NotReady("the model is not loaded.") from error
 
     @property
+    def about(self) -> dict[str, str]:
+        """What the engine says of itself; nothing as long as it is not loaded."""
+        return self._engine.about if self._engine else {}
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What a prediction's probabilities are of; raises NotReady as `load_or_refuse`."""
         return self.load_or_refuse().labels

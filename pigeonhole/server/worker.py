@@ -33,6 +33,8 @@ from pigeonhole.server.connection import Connection, Outbox, State
 from pigeonhole.server.incoming import Incoming, Limits
 from pigeonhole.server.lanes import Lane
 from pigeonhole.server.refusals import refusal
+from pigeonhole.web.log_lines import tell_request
+from pigeonhole.web.metrics import NOWHERE
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._answer_seconds: float = settings.answer_seconds
         self._lane = Lane(self.tpool, self.cfg.threads, settings.max_waiting)
         self._quick_lane = Lane(ThreadPoolExecutor(QUICK_THREADS, "quick"), QUICK_THREADS, settings.max_waiting)
+        self._metrics = self.wsgi.extensions["metrics"]
+        self._metrics.waiting.set_function(lambda: self._lane.waiting)
         self._connections: set[Connection] = set()
         self._held = 0  # bytes of bodies
         self._swept = 0.0
@@ -249,9 +253,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             content, stays = self._ask_app(connection)
         except Overloaded as error:
             content, stays = self._refused(connection, error), False
-        except Exception:
-            log.exception("the app failed")
-            content, stays = self._refused(connection, ServiceError(OUR_FAULT)), False
+        except Exception as error:
+            trouble = ServiceError(OUR_FAULT)
+            trouble.__cause__ = error
+            content, stays = self._refused(connection, trouble), False
         return _sent_at_once(connection.socket, content), stays
 
     def _check_turn(self, connection: Connection) -> None:
@@ -311,7 +316,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         return refusal(error, request_id, head_only=getattr(request, "method", None) == "HEAD")
 
     def _tell(self, connection: Connection, error: RequestError | ServiceError, request_id: str) -> None:
-        log.info("%s %d %s", request_id, error.status, error.code)
+        """Count and log what Flask does not see."""
+        incoming = connection.incoming
+        request = incoming.request
+        method, path = (request.method, request.path) if request else ("-", "-")
+        seconds = time.monotonic() - incoming.began
+        self._metrics.request(NOWHERE, method, error.status, seconds)
+        trouble = error if error.__cause__ and isinstance(error, ServiceError) else None
+        tell_request(request_id, method, path, error.status, seconds, code=error.code, trouble=trouble)
 
     # sending
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Required, TypedDict, Unpack, cast, get_args, get_type_hints
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from pydantic import BaseModel
 
 from pigeonhole.errors import (
@@ -140,7 +140,8 @@ def _answering(operation: Operation) -> Callable[..., Response]:
         if operation.query:
             arguments["query"] = read_query(operation.query, request.args)
         if operation.bodies:
-            arguments["body"] = read_body(operation.bodies, cast(PictureRequest, request))
+            with current_app.extensions["metrics"].phase("read"):
+                arguments["body"] = read_body(operation.bodies, cast(PictureRequest, request))
         answered = operation.view(**arguments)
         return as_json(answered) if isinstance(answered, BaseModel) else answered
 

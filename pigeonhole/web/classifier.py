@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from threading import BoundedSemaphore
 from typing import IO, Protocol, TypeVar, cast
 
-from flask import request
+import numpy as np
+from flask import g, request
+from PIL import Image
 
-from pigeonhole.errors import URLNotAllowed, URLOff
+from pigeonhole.errors import NotReady, URLNotAllowed, URLOff
 from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
 from pigeonhole.intake.sandbox import Sandbox
+from pigeonhole.intake.uploads import check_room
 from pigeonhole.model.explain import Explanation
-from pigeonhole.model.predictor import Photo, Prediction, Predictor
+from pigeonhole.model.predictor import Engine, Photo, Prediction, Predictor
+from pigeonhole.model.recipe import Recipe
 from pigeonhole.settings import Settings
 from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
 
 T = TypeVar("T")
+Phase = Callable[[str], AbstractContextManager[object]]
 
 
 @cache
@@ -37,11 +43,43 @@ class Fetches(Protocol):
     def fetch(self, url: str, into: IO[bytes]) -> None: ...
 
 
-class Classifier:
-    """Classifies the pictures of the request at hand, within the limits of the settings."""
+@dataclass(frozen=True)
+class Timed:
+    """A Photo whose decoding is a phase of its own, whenever the engine asks for it."""
 
-    def __init__(self, predictor: Predictor, settings: Settings, fetcher: Fetches | None = None) -> None:
-        self._predictor, self._settings = predictor, settings
+    photo: Photo
+    phase: Phase
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.photo.size
+
+    def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
+        return self.photo.reduction(allows)
+
+    def decoded(self, reduction: int = 1) -> Image.Image:
+        with self.phase("decode"):
+            return self.photo.decoded(reduction)
+
+    def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
+        with self.phase("decode"):
+            return self.photo.through(recipe, reduction)
+
+
+class Classifier:
+    """Classifies the pictures of the request at hand, within the limits of the settings.
+
+    `phase` is entered around each part of the work, with its name; see `Metrics`.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        fetcher: Fetches | None = None,
+        phase: Phase = lambda name: nullcontext(),
+    ) -> None:
+        self._predictor, self._settings, self.phase = predictor, settings, phase
         self._limits = Limits(settings.max_pixels, settings.max_side)
         self._in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
         self._fetcher = fetcher or Fetcher(
@@ -59,7 +97,7 @@ class Classifier:
             RequestError: a picture is refused.
             NotReady, ModelFault: as `Predictor.predict`.
         """
-        return self._each(pictures, self._predictor.predict)
+        return self._each(pictures, "infer", self._predictor.predict)
 
     def explain(
         self, pictures: Sequence[SentPicture], label: str | None = None
@@ -71,20 +109,47 @@ class Classifier:
             RequestError, NotReady, ModelFault: as `classify`.
         """
         self._predictor.check_explainable(label)  # once, since it is not the first picture's fault
-        return self._each(pictures, lambda photo: self._predictor.explain(photo, label))
+        return self._each(pictures, "explain", lambda photo: self._predictor.explain(photo, label))
 
-    def _each(self, pictures: Sequence[SentPicture], ask: Callable[[Photo], T]) -> list[T]:
+    def _each(self, pictures: Sequence[SentPicture], phase: str, ask: Callable[[Photo], T]) -> list[T]:
+        g.pictures = len(pictures)
         answers = []
         for number, picture in enumerate(pictures, 1):
-            with blamed_on(picture, number, len(pictures)), self._in_hand, self._opened(picture.file) as photo:
-                answers.append(ask(photo))
+            with (
+                blamed_on(picture, number, len(pictures)),
+                self._a_turn(),
+                self.phase(phase),
+                self._opened(picture.file) as photo,
+            ):
+                answers.append(ask(Timed(photo, self.phase)))
         return answers
+
+    @contextmanager
+    def _a_turn(self) -> Iterator[None]:
+        with self.phase("turn"):
+            self._in_hand.acquire()
+        try:
+            yield
+        finally:
+            self._in_hand.release()
 
     def _opened(self, file: IO[bytes]) -> AbstractContextManager[Photo]:
         wanted = self._settings.sandbox
         if wanted == "on" or (wanted == "auto" and sandbox().works):
             return sandbox().opened(file, self._limits, self._settings.orientation)
         return nullcontext(open_photo(file, self._limits, self._settings.orientation))
+
+    def ready(self) -> Engine:
+        """The engine, if it would answer a picture that came now.
+
+        Raises:
+            NotReady: the model could not be opened, or the service is stopping.
+            NoSpace: a picture could not be kept while it is answered.
+        """
+        if request.environ.get("pigeonhole.draining"):
+            raise NotReady("the service is stopping.")
+        check_room(self._settings.uploads)
+        return self._predictor.load_or_refuse()
 
     def fetched(self, url: str) -> SentPicture:
         """The picture at `url`, kept like an upload.
@@ -98,6 +163,7 @@ class Classifier:
         if request.user_agent.string == USER_AGENT:
             raise URLNotAllowed("a service like this one asks for a picture; it does not get one fetched.")
         file = cast(PictureRequest, request).uploads.new()
-        self._fetcher.fetch(url, file)
+        with self.phase("fetch"):
+            self._fetcher.fetch(url, file)
         file.seek(0)
         return SentPicture(file)

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flask import Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from pigeonhole.model.engine import WAYS
+from pigeonhole.errors import NoSpace
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.web.answers import Ready
 from pigeonhole.web.api import ABOUT, API
+from pigeonhole.web.classifier import Classifier
+from pigeonhole.web.metrics import Metrics
 
 
-def install(api: API, predictor: Predictor, registry: CollectorRegistry) -> None:
+def install(api: API, classifier: Classifier, predictor: Predictor, metrics: Metrics) -> None:
     """Add `GET /ready` and `GET /metrics`."""
 
-    @api.get("/ready", tag=ABOUT, needs_model=True)
+    @api.get("/ready", tag=ABOUT, needs_model=True, refuses=(NoSpace,))
     def ready() -> Ready:
-        """Which model answers and how; 503 `not_ready` if it cannot be opened, or does not pass its test."""
-        return Ready.model_validate(predictor.load_or_refuse().about)
+        """Which model answers and how; 503 if no picture can be answered now.
+
+        `not_ready`: the model cannot be opened or does not pass its test, or the service is stopping. `no_space`: there
+        is no room to receive a picture.
+        """
+        return Ready.model_validate(classifier.ready().about)
 
     @api.get("/metrics", tag=ABOUT, media_type="text/plain")
-    def metrics() -> Response:
+    def told() -> Response:
         """In the Prometheus text format, of this worker process."""
-        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
-
-
-def counter_of_ways(registry: CollectorRegistry) -> Callable[[str], None]:
-    """What to call with the way that a picture went; a rerun is one that the guard sent on."""
-    answers = Counter(
-        "pigeonhole_answers",
-        "Pictures answered by the compiled model: the fast way, the exact way, or exactly after the guard refused.",
-        ["way"],
-        registry=registry,
-    )
-    for way in WAYS:
-        answers.labels(way)  # so that it is there, as 0, before the first picture
-    return lambda way: answers.labels(way).inc()
+        return Response(metrics.text(predictor.about), content_type=CONTENT_TYPE_LATEST)

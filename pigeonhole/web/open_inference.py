@@ -12,6 +12,7 @@ from typing import Literal
 from flask import Response
 
 from pigeonhole import __version__
+from pigeonhole.errors import NoSpace
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.web.api import API
 from pigeonhole.web.bodies import FILE
@@ -112,11 +113,11 @@ class ModelMetadata(ResponseModel):
 
 def install(api: API, classifier: Classifier, predictor: Predictor, model_name: str) -> None:
     """Add the protocol's routes, for the model called `model_name`."""
-    _add_server(api, predictor)
+    _add_server(api, classifier)
     _add_model(api, classifier, predictor, model_name)
 
 
-def _add_server(api: API, predictor: Predictor) -> None:
+def _add_server(api: API, classifier: Classifier) -> None:
     @api.get("/v2", tag=TAG)
     def server() -> Server:
         """What speaks here."""
@@ -127,17 +128,17 @@ def _add_server(api: API, predictor: Predictor) -> None:
         """Alive; touches nothing."""
         return Live()
 
-    @api.get("/v2/health/ready", tag=TAG, needs_model=True)
+    @api.get("/v2/health/ready", tag=TAG, needs_model=True, refuses=(NoSpace,))
     def ready() -> ServerReady:
-        """200 when the model is loaded and has passed its test."""
-        predictor.load_or_refuse()
+        """200 when a picture would be answered; as /ready."""
+        classifier.ready()
         return ServerReady()
 
 
 def _add_model(api: API, classifier: Classifier, predictor: Predictor, model_name: str) -> None:
     def model_ready() -> ModelReady:
-        """200 when this model is loaded and has passed its test."""
-        predictor.load_or_refuse()
+        """200 when a picture would be answered by this model; as /ready."""
+        classifier.ready()
         return ModelReady(name=model_name)
 
     def metadata() -> ModelMetadata:
@@ -168,7 +169,7 @@ def _add_model(api: API, classifier: Classifier, predictor: Predictor, model_nam
         places = {"name": model_name, "version": VERSION} if "<version>" in path else {"name": model_name}
         about = partial(api.get, tag=TAG, places=places, needs_model=True)
         about(path)(metadata)
-        about(f"{path}/ready")(model_ready)
+        about(f"{path}/ready", refuses=(NoSpace,))(model_ready)
         api.post(
             f"{path}/infer",
             tag=TAG,

@@ -117,7 +117,8 @@ class Answers:
 
     def _read(self) -> Submission:
         """The form, with the example that it names as if it had been sent."""
-        body = cast(Submission, read_body([self.form], cast(PictureRequest, request)))
+        with self._classifier.phase("read"):
+            body = cast(Submission, read_body([self.form], cast(PictureRequest, request)))
         if example := self._examples.get(body.parameters.example):
             kept = cast(PictureRequest, request).kept([_content_of(example)])
             return Submission(

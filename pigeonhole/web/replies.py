@@ -1,22 +1,25 @@
-"""One shape for every answer of the API: JSON, with a request id, for our errors, HTTP's, and those nobody foresaw."""
+"""One shape for every answer of the API: JSON, with a request id, for our errors, HTTP's, and those nobody foresaw.
+
+Each answer is also counted, and told in a line of the log.
+"""
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request, request_started
 from werkzeug.exceptions import HTTPException
 
 from pigeonhole.errors import RequestError, ServiceError
 from pigeonhole.web.answers import Problem
 from pigeonhole.web.api import as_json
-
-log = logging.getLogger(__name__)
+from pigeonhole.web.log_lines import tell_request
+from pigeonhole.web.metrics import NOWHERE, Metrics, known
+from pigeonhole.web.tracing import Traces
 
 HTTP_CODES = {404: "not_found", 405: "bad_method"}
 HTTP_SENTENCES = {
@@ -25,18 +28,13 @@ HTTP_SENTENCES = {
 }
 
 
-def install(app: Flask) -> None:
+def install(app: Flask, metrics: Metrics, traces: Traces) -> None:
     """Give `app` its error handlers, a request id and a log line for each request, and the headers of every answer."""
+    app.extensions.update(metrics=metrics, traces=traces)
     app.register_error_handler(Exception, _answer)  # Flask's own among them
-    app.before_request(_begin)
+    request_started.connect(_begin, app)  # before anything that may refuse the request
     app.after_request(_finish)
-
-
-def start_logging(level: str) -> None:
-    """Log to standard error what the service has to say from `level` on, a name in any case."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    # ours only: what Pillow says at debug level holds the photo's metadata
-    logging.getLogger("pigeonhole").setLevel(level.upper())
+    app.wsgi_app = traces.around(metrics.around(app.wsgi_app))  # type: ignore[assignment,method-assign]
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,23 @@ class Refusal:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What is told of `error`; what is our own trouble goes to the log as well."""
-    if isinstance(error, RequestError | ServiceError):
-        return _foreseen(error)
+    """What is told of `error`; its code, and what is our own trouble, go into the log's line as well."""
+    refusal = _told(error)
+    g.code = refusal.code
+    if isinstance(error, ServiceError) and error.__cause__ or refusal.code == ServiceError.code:
+        g.trouble = error
+    return refusal
+
+
+def _told(error: Exception) -> Refusal:
+    if isinstance(error, RequestError):
+        return Refusal(error.status, error.code, str(error))
+    if isinstance(error, ServiceError):
+        return Refusal(error.status, error.code, str(error), _again_after(error.retry_after))
     if isinstance(error, HTTPException):
         return _of_http(error)
-    log.error("%s unforeseen", g.request_id, exc_info=error)
     sentence = "something went wrong here, not with your request; please try again."
-    return Refusal(503, "service_error", sentence, _again_after(ServiceError.retry_after))
-
-
-def _foreseen(error: RequestError | ServiceError) -> Refusal:
-    headers: Mapping[str, str] = {}
-    if isinstance(error, ServiceError):
-        headers = _again_after(error.retry_after)
-        log.error("%s %s", g.request_id, error.code, exc_info=error if error.__cause__ else None)
-    return Refusal(error.status, error.code, str(error), headers)
+    return Refusal(503, ServiceError.code, sentence, _again_after(ServiceError.retry_after))
 
 
 def _of_http(error: HTTPException) -> Refusal:
@@ -88,17 +87,38 @@ def _answer(error: Exception) -> Response:
     return response
 
 
-def _begin() -> None:
-    g.request_id = uuid.uuid4().hex
-    g.began = time.monotonic()
+def _begin(app: Flask, **_: Any) -> None:
+    g.request_id = uuid.uuid4().hex  # ours alone: a client's X-Request-ID is not looked at
+    now = time.monotonic()
+    g.began, received = (request.environ.get(f"pigeonhole.{mark}", now) for mark in ("began", "received"))
+    if "pigeonhole.received" in request.environ:  # our own server says so, others do not
+        for phase, start, end in (("receive", g.began, received), ("wait", received, now)):
+            app.extensions["metrics"].passed(phase, end - start)
+            app.extensions["traces"].passed(phase, start, end)
 
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")  # files that are the same for all may say otherwise
-    milliseconds = (time.monotonic() - g.began) * 1000
-    path = quote(request.path)[:200]  # one printable word, whatever was asked for
-    method = request.method[:10]
-    log.info("%s %s %s %d %.0f ms", g.request_id, method, path, response.status_code, milliseconds)
+    _tell(response.status_code, time.monotonic() - g.began)
     return response
+
+
+def _tell(status: int, seconds: float) -> None:
+    """Count the request at hand, and tell of it in the log and in its trace."""
+    route = request.url_rule.rule if request.url_rule else NOWHERE
+    extensions = current_app.extensions
+    extensions["metrics"].request(route, request.method, status, seconds)
+    tell_request(
+        g.request_id,
+        request.method,
+        request.path,
+        status,
+        seconds,
+        code=g.get("code"),
+        trouble=g.get("trouble"),
+        bytes=request.content_length,
+        pictures=g.get("pictures"),
+        trace_id=extensions["traces"].answered(known(request.method), route, status, g.request_id),
+    )
