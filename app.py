@@ -18,6 +18,7 @@ from pigeonhole.web.api import ABOUT, API, OF_URLS
 from pigeonhole.web.bodies import JSON, Form, Raw, Submission
 from pigeonhole.web.classifier import Classifier, Fetches
 from pigeonhole.web.examples import ADDRESS, PICTURE, WAYS_IN
+from pigeonhole.web.keys import keys_of
 from pigeonhole.web.metrics import Metrics
 from pigeonhole.web.picture_request import PictureRequest, SentPicture
 from pigeonhole.web.prediction_request import IMAGE_FIELDS, Encoded, GetQuery, Options, PredictionRequest, combined
@@ -42,8 +43,8 @@ def create_app(
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
     app.extensions["predictor"] = predictor
     PictureRequest.install(app, settings)
-    access.install(app, settings.origins)
-    api = API(app)
+    keys = keys_of(settings)
+    api = API(app, has_keys=keys is not None, has_rates=settings.rate_limit is not None)
 
     @api.post(
         "/predict",
@@ -97,8 +98,9 @@ def create_app(
     dialects.install(api, classifier)
     open_inference.install(api, classifier, predictor, settings.model_name)
     openapi.install(api)
-    page.install(app, settings, classifier, predictor)
-    replies.install(app, metrics, traces)  # last, so that it sees each answer first: Flask asks in reverse order
+    page.install(app, settings, classifier, predictor, keys)
+    replies.install(app, metrics, traces)  # after these, to see each answer before them: Flask asks in reverse order
+    access.install(api, settings, keys)  # last: its refusals need what that one gives to a request
     return app
 
 

@@ -10,9 +10,10 @@ The map, and the direction of imports (left may import right, never back):
     server          how requests come in and answers go out, without Flask: worker -> connection -> incoming -> chunks;
                     worker -> lanes, refusals
     app.py          the service on one page
-    web             the only rooms that import Flask: page, openapi, dialects, open_inference -> api, classifier ->
-                    bodies -> picture_request; page -> theme, page_examples, files, replies; observe, replies ->
-                    metrics -> tracing, log_lines; as types: prediction_request, answers, tensors -> schemas
+    web             the only rooms that import Flask: access, page, openapi, dialects, open_inference -> api,
+                    classifier -> bodies -> picture_request; page -> theme, page_examples, files, keys, replies;
+                    access -> page, keys, rates; observe, replies -> metrics -> tracing, log_lines; replies,
+                    access -> headers; as types: prediction_request, answers, tensors -> schemas
     batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
                     finding, scores, pool, stopping, progress
     wiring          from the settings to the model they name

@@ -11,6 +11,9 @@
     │   ├── BadURL                      400 bad_url
     │   ├── BadParameter                400 bad_parameter
     │   ├── BadRequest                  400 bad_request
+    │   ├── BadHost                     400 bad_host
+    │   ├── NoKey                       401 no_key
+    │   ├── BadKey                      403 bad_key
     │   ├── URLOff                      403 url_off
     │   ├── UnknownModel                404 unknown_model
     │   ├── SlowUpload                  408 slow_upload
@@ -26,6 +29,7 @@
     │   ├── BrokenImage                 422 broken_image
     │   ├── URLNotAllowed               422 url_not_allowed
     │   ├── URLFailed                   422 url_failed
+    │   ├── RateLimited                 429 rate_limited: Retry-After
     │   ├── HeadTooLarge                431 head_too_large
     │   └── NotAvailable                501 not_available
     ├── ServiceError                    our own trouble, worth another try: Retry-After
@@ -50,16 +54,19 @@ no other library's words; those stay in `__cause__`, for the log.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class PigeonholeError(Exception):
     """The root: `str(error)` is the sentence."""
 
 
 class RequestError(PigeonholeError):
-    """The client can mend it; trying the same again gives the same answer."""
+    """The client can mend it; trying the same again gives the same answer. `headers` go with the answer."""
 
     status = 400
     code: str
+    headers: Mapping[str, str] = {}  # noqa: RUF012
 
 
 class NoImage(RequestError):
@@ -98,6 +105,21 @@ class BadRequest(RequestError):
     """It is no well-formed HTTP."""
 
     code = "bad_request"
+
+
+class BadHost(RequestError):
+    code = "bad_host"
+
+
+class NoKey(RequestError):
+    status = 401
+    code = "no_key"
+    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012
+
+
+class BadKey(RequestError):
+    status = 403
+    code = "bad_key"
 
 
 class URLOff(RequestError):
@@ -173,6 +195,17 @@ class URLNotAllowed(RequestError):
 class URLFailed(RequestError):
     status = 422
     code = "url_failed"
+
+
+class RateLimited(RequestError):
+    """The exception among them: the same works again after `retry_after` seconds."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, sentence: str, retry_after: int) -> None:
+        super().__init__(sentence)
+        self.headers = {"Retry-After": str(retry_after)}
 
 
 class HeadTooLarge(RequestError):

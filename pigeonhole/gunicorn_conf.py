@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
 from pigeonhole.web import tracing
 from pigeonhole.web.classifier import sandbox
+from pigeonhole.web.keys import keys_of
 from pigeonhole.web.log_lines import JSONLine, start_logging
 from pigeonhole.web.page_examples import examples_of
 from pigeonhole.wiring import model_of
@@ -65,6 +67,7 @@ control_socket_disable = True
 accesslog = None  # our own line, one a request, of pigeonhole.web.log_lines
 loglevel = "error"  # its warnings of malformed requests quote what was sent, and that may be a photo
 forwarder_headers = ""  # no client may say under which path the service lies
+secure_scheme_headers: dict[str, str] = {}  # nor that it was asked by https; who may, TRUSTED_PROXIES says
 
 
 def on_starting(server: Any) -> None:
@@ -74,6 +77,7 @@ def on_starting(server: Any) -> None:
         prepare(settings.uploads)
         examples_of(settings)
         tracing.check(settings.traces_endpoint)
+        keys_of(settings)
         with _stoppable():
             if is_address(settings.model):
                 settings = settings.with_model(_downloaded())
@@ -88,6 +92,7 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In each worker, before its first request."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash leaves on the disk would hold photos
     start_logging(settings.log_level)
     try:
         engine = worker.wsgi.extensions["predictor"].load()

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pigeonhole.errors import SettingsError
 
 MIB = 1024 * 1024
-ADDRESSES = ("model", "otel_exporter_otlp_endpoint", "otel_exporter_otlp_traces_endpoint")  # they may hold secrets
 NO_CONTROL = r"[^\x00-\x1f\x7f]"
 COLLECTOR = r"^(https?://\S+)?$"
 ORIGIN = r"https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?"
+NAME = r"\.?[a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)*"
+# a name, and a digest or printable ASCII, without the comma that stands between keys
+KEY = r"[\w.-]{1,64}:(sha256=[0-9a-fA-F]{64}|(?!sha256=)[!-+\--~]{16,256})"
+# what may hold a password
+ADDRESSES = {"model", "rate_limit_storage", "otel_exporter_otlp_endpoint", "otel_exporter_otlp_traces_endpoint"}
 PILLOWS_OWN_PIXEL_LIMIT = 89_478_485  # above it Pillow warns of a decompression bomb; we stay below
 
 
@@ -35,6 +39,21 @@ class Listed:
     value: str
     default: str
     meaning: str
+
+
+def _is_keys(keys: SecretStr) -> SecretStr:
+    if not re.fullmatch(rf"({KEY}(\s*,\s*{KEY})*)?", keys.get_secret_value().strip()):
+        raise ValueError
+    return keys
+
+
+def _is_rate(rate: str | None) -> str | None:
+    if rate is not None:
+        from limits import parse_many  # takes 3 MB
+
+        if not all(limit.amount for limit in parse_many(rate)):
+            raise ValueError
+    return rate
 
 
 class Settings(BaseSettings):
@@ -142,6 +161,50 @@ class Settings(BaseSettings):
             description="origins like `https://example.com`, by commas, whose pages may call the service; `*` for all",
         ),
     ] = ""
+    api_keys: Annotated[
+        SecretStr,
+        AfterValidator(_is_keys),
+        Field(
+            description="keys that clients have to send, `name:secret` by commas, a secret of 16 printable characters "
+            "or more, or `name:sha256=HEX`; without any, everybody may call"
+        ),
+    ] = SecretStr("")
+    api_keys_file: Annotated[
+        Path | None,
+        Field(description="file with such keys, one a line, which is read again when it changes; `#` begins a comment"),
+    ] = None
+    rate_limit: Annotated[
+        str | None,
+        AfterValidator(_is_rate),
+        Field(
+            description="how many requests with pictures may come from one key, or without keys from one address: "
+            "`60/minute`, or several like `5/second; 1000/day`"
+        ),
+    ] = None
+    rate_limit_storage: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(rediss?://|redis\+unix:///)\S+$",
+            repr=False,  # there may be a password in it
+            description="where they are counted, `redis://HOST:6379`; without it each worker counts for itself",
+        ),
+    ] = None
+    trusted_proxies: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=16,
+            description="proxies in front, `1` on Heroku, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed",
+        ),
+    ] = 0
+    trusted_hosts: Annotated[
+        str,
+        Field(
+            pattern=rf"^({NAME}([,\s]+{NAME})*)?$",
+            description="names that the service may be called by, by commas; `.example.com` is it and what is below; "
+            "without any, every name",
+        ),
+    ] = ""
     page: Annotated[bool, Field(description="`0` turns the page at `/` off")] = True
     page_title: Annotated[
         str,
@@ -195,6 +258,18 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> frozenset[str]:
         return _by_commas(self.cors_origins)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return _by_commas(self.trusted_hosts.lower())
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return _by_commas(self.api_keys.get_secret_value())
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.keys or self.api_keys_file)
 
     @property
     def allowed_globals(self) -> frozenset[str]:
@@ -257,8 +332,9 @@ def _as_text(value: object) -> str:
 
 def _complaint(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
+    seen = "…" if name in ("api_keys", "rate_limit_storage") else error["input"]  # the terminal may be a log
     # pydantic says "Input should be a valid integer, unable to parse string as an integer"
     allowed = re.sub(r"^\w+ should (be )?|, unable to parse.*", "", error["msg"])
-    if error["type"] == "string_pattern_mismatch":
+    if error["type"] in ("string_pattern_mismatch", "value_error"):
         allowed = Settings.model_fields[name].description or ""
-    return f"{name.upper()}={error['input']} is not possible: it must be {allowed}."
+    return f"{name.upper()}={seen} is not possible: it must be {allowed}."

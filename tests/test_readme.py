@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -38,6 +39,7 @@ TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD, PREDICT = (
     f".venv/bin/python -m pigeonhole {verb}"
     for verb in ("train", "doctor", "compile", "settings", "download", "predict")
 )
+SECRET = '.venv/bin/python -c "import secrets'
 KNOWN = (
     "make serve",
     "make test",
@@ -48,6 +50,7 @@ KNOWN = (
     SETTINGS,
     DOWNLOAD,
     PREDICT,
+    SECRET,
     "tools/environment.sh",
     "docker ",
 )
@@ -72,6 +75,7 @@ def test_no_command_goes_untested() -> None:
         SETTINGS: 1,
         DOWNLOAD: 1,
         PREDICT: 1,
+        SECRET: 1,
         "tools/environment.sh": 1,
         "docker ": 2,
     }
@@ -236,6 +240,14 @@ def test_settings_table() -> None:
     assert run(f"{command} --markdown", ROOT).stdout in README
 
 
+def test_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command makes is a secret that API_KEYS takes."""
+    (command,) = [line for line in COMMANDS if line.startswith(SECRET)]
+    secret = run(command.replace(".venv/bin/python", sys.executable), ROOT).stdout.strip()
+    monkeypatch.setenv("API_KEYS", f"alice:{secret}")
+    assert Settings.load().keys == {f"alice:{secret}"}
+
+
 def test_download(tmp_path: Path) -> None:
     """The command knows that the example is not there, and puts nothing into the cache; test_store downloads."""
     (command,) = [line for line in COMMANDS if line.startswith(DOWNLOAD)]
@@ -302,3 +314,15 @@ def test_error_table() -> None:
     together = {"not_found", "bad_method"}  # one row for 404 and 405
     assert {pair for pair in told if pair[1] not in together} == {pair for pair in answered if pair[1] not in together}
     assert together <= {code for _, code in told}
+
+
+def test_the_list_of_dependencies() -> None:
+    """SECURITY.md lists every package that users get, with the Pipfile's pin."""
+    pipfile = tomllib.loads((ROOT / "Pipfile").read_text())
+    packages = {
+        (name, spec if isinstance(spec, str) else spec["version"])
+        for category in ("packages", "formats", "telemetry", "store", "learner")
+        for name, spec in pipfile[category].items()
+    }
+    listed = re.findall(r"^\| ([\w-]+) \| ([~=*\d.]+) \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert set(listed) == packages

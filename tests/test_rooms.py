@@ -37,6 +37,8 @@ ROOMS = {
     "dns": ("pigeonhole/intake/fetch.py",),
     "opentelemetry": ("pigeonhole/web/tracing.py",),
     "idna": ("pigeonhole/intake/addresses.py",),
+    "limits": ("pigeonhole/settings.py", "pigeonhole/web/rates.py"),
+    "redis": ("pigeonhole/web/rates.py",),
 }
 # who may not import whom: errors, drafts, machine and settings are leaves, intake and model know no web
 BARRED = {
@@ -110,8 +112,8 @@ def test_the_watch_sees() -> None:
 
 @pytest.mark.parametrize("module", ["app", "pigeonhole.gunicorn_conf"])
 def test_the_app_imports_no_torch(module: str) -> None:
-    """Importing the app, or what gunicorn's master runs, loads neither torch nor OpenVINO, downloaders or tracers."""
+    """Importing the app, or what the master runs, loads no torch or OpenVINO, or what downloads, counts or traces."""
     heavy = ("torch", "fastai", "torchvision", "openvino", "onnx", "fsspec", "aiohttp", "mlflow", "huggingface_hub")
-    heavy += ("opentelemetry",)
+    heavy += ("limits", "redis", "opentelemetry")
     code = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"

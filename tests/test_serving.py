@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 from pigeonhole.intake.pictures import open_photo
 from pigeonhole.model.learner import open_learner
 from pigeonhole.settings import MIB
+from pigeonhole.web.headers import EVERY_ANSWER
 from tests.conftest import (
     EXPORT,
     GUNICORN,
@@ -190,6 +192,52 @@ def told(server: Server) -> list[dict[str, Any]]:
     """The lines of the log that are of requests."""
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     return [line for line in lines if "request_id" in line]
+
+
+HEADS = {
+    "no Host": (b"GET /ping HTTP/1.1\r\n\r\n", 400),
+    "two Hosts": (b"GET /ping HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "a Host that is none": (b"GET /ping HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "HTTP/1.0 without": (b"GET /ping HTTP/1.0\r\n\r\n", 200),
+    "two schemes": (b"GET /ping HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n\r\n", 200),
+    "an address with underscores": (b"GET /ping HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 1.2.3.4\r\n\r\n", 200),
+    "an absolute address": (b"GET http://b/ping HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+    "options of all": (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+}
+
+
+@pytest.mark.parametrize(("head", "status"), HEADS.values(), ids=HEADS.keys())
+def test_who_says_what_of_itself(server: Server, head: bytes, status: int) -> None:
+    """A request has one Host, and what it says of a proxy counts for nothing; each answer has the headers of all."""
+    answer = ask(server, head)
+    assert answer[9:12] == b"%d" % status
+    assert [name for name, value in EVERY_ANSWER.items() if f"{name}: {value}\r\n".encode() not in answer] == []
+
+
+def test_who_may_call(start_server: StartServer, uploads: Path) -> None:
+    """Keys, limits, proxies and names from the environment work over sockets, and no key is in the log."""
+    server = start_server(
+        UPLOADS=str(uploads),
+        API_KEYS="alice:alice-0123456789",
+        RATE_LIMIT="2/hour",
+        TRUSTED_PROXIES="1",
+        LOG_LEVEL="debug",
+    )
+    key = b"Authorization: Bearer alice-0123456789\r\nX-Forwarded-Proto: https\r\n"
+    framed = b"Content-Length: %d\r\n" % len(PART + END)
+    answers = [ask(server, HEAD + framed + more + b"\r\n" + PART + END) for more in (b"", key, key, key)]
+    assert [answer[9:12] for answer in answers] == [b"401", b"200", b"200", b"429"]
+    assert [b"Strict-Transport-Security" in answer for answer in answers] == [False, True, True, True]
+    assert server.stop() == 0
+    assert "alice-0123456789" not in server.log.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the worker's limits in /proc")
+def test_no_core(server: Server) -> None:
+    """A worker that crashes leaves no dump, which would hold photos."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    limits = Path(f"/proc/{children[0]}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.M)
 
 
 def test_no_debugger(start_server: StartServer, uploads: Path) -> None:

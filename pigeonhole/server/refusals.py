@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from pigeonhole.errors import RequestError, ServiceError
 from pigeonhole.web.answers import Problem
+from pigeonhole.web.headers import EVERY_ANSWER
 
 
 def refusal(error: RequestError | ServiceError, request_id: str, head_only: bool = False) -> bytes:
@@ -18,9 +19,8 @@ def refusal(error: RequestError | ServiceError, request_id: str, head_only: bool
         "Connection": "close",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
         "X-Request-ID": request_id,
+        **EVERY_ANSWER,
     }
     if isinstance(error, ServiceError):
         headers["Retry-After"] = str(error.retry_after)

@@ -15,23 +15,32 @@ from flask import Flask, Response, current_app, request
 from pydantic import BaseModel
 
 from pigeonhole.errors import (
+    BadExpectation,
+    BadHost,
+    BadKey,
     BadParameter,
+    BadRequest,
     BadURL,
     BrokenImage,
     EmptyImage,
+    HeadTooLarge,
     ModelFault,
     NoImage,
+    NoKey,
     NoSpace,
     NotAnImage,
     NotReady,
     Overloaded,
     PigeonholeError,
+    RateLimited,
+    SlowUpload,
     TooManyPixels,
     UnknownModel,
     UnsupportedType,
     URLFailed,
     URLNotAllowed,
     URLOff,
+    URLTooLong,
 )
 from pigeonhole.web.bodies import OF_ANY, Body, read_body, read_query
 from pigeonhole.web.picture_request import PictureRequest
@@ -39,6 +48,7 @@ from pigeonhole.web.schemas import ResponseModel
 
 ABOUT = "About the service"  # the tag of routes that are not about pictures
 View = Callable[..., Any]
+OF_HTTP = (BadRequest, SlowUpload, URLTooLong, BadExpectation, HeadTooLarge, Overloaded)  # whatever is asked for
 OF_URLS = (BadURL, URLOff, URLNotAllowed, URLFailed, Overloaded, NoSpace)
 OF_PICTURES = (EmptyImage, NotAnImage, UnsupportedType, TooManyPixels, BrokenImage, NotReady, ModelFault)
 
@@ -51,6 +61,7 @@ class Described(TypedDict, total=False):
     query: type[BaseModel]
     bodies: Sequence[Body]
     takes_pictures: bool
+    for_operators: bool
     needs_model: bool
     refuses: Sequence[type[PigeonholeError]]
     example: Any
@@ -67,7 +78,8 @@ class Operation:
     it is UnknownModel. `example` is a query, or a body of JSON, that works as it stands. `description` is Markdown; by
     default it is what the view's docstring says after its first line. `refuses` are errors beyond those that its query,
     its bodies, pictures and the model bring along. What is answered is of `media_type`; where that is JSON, it is the
-    model that the view returns. `also` is what OpenAPI should say besides.
+    model that the view returns. `also` is what OpenAPI should say besides. Where there are keys, what `takes_pictures`
+    or is `for_operators` needs one.
     """
 
     method: str
@@ -78,12 +90,22 @@ class Operation:
     query: type[BaseModel] | None = None
     bodies: Sequence[Body] = ()
     takes_pictures: bool = False
+    for_operators: bool = False
     needs_model: bool = False
     refuses: Sequence[type[PigeonholeError]] = ()
     example: Any = None
     description: str = ""
     media_type: str = "application/json"
     also: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def endpoint(self) -> str:
+        """What Flask calls it, which keeps dots for blueprints."""
+        return f"{self.method} {self.path}".replace(".", " ")
+
+    @property
+    def needs_key(self) -> bool:
+        return self.takes_pictures or self.for_operators
 
     @property
     def answer(self) -> type[ResponseModel] | None:
@@ -95,14 +117,14 @@ class Operation:
 
     @property
     def errors(self) -> Sequence[type[PigeonholeError]]:
-        """All that it may answer with, each once."""
+        """All that it may itself answer with, each once."""
         errors = [*self.refuses]
         errors += (BadParameter, NoImage) if self.query else ()
         errors += [*OF_ANY, *(error for body in self.bodies for error in body.refuses)] if self.bodies else ()
         errors += OF_PICTURES if self.takes_pictures else ()
         errors += (NotReady,) if self.needs_model else ()
         errors += (UnknownModel,) if self.places else ()
-        return list(dict.fromkeys(errors))
+        return list(dict.fromkeys([*errors, *OF_HTTP]))
 
 
 @dataclass
@@ -110,7 +132,16 @@ class API:
     """The routes of an app, each with what the description needs."""
 
     app: Flask
+    has_keys: bool = False
+    has_rates: bool = False
     operations: list[Operation] = field(default_factory=list)
+
+    def errors_of(self, operation: Operation) -> Sequence[type[PigeonholeError]]:
+        """All that `operation` may be answered with: its own, and those of `web.access`, which asks who calls."""
+        errors: list[type[PigeonholeError]] = [BadHost, *operation.errors]
+        errors += (NoKey, BadKey) if self.has_keys and operation.needs_key else ()
+        errors += (RateLimited,) if self.has_rates and operation.takes_pictures else ()
+        return errors
 
     def get(self, path: str, **described: Unpack[Described]) -> Callable[[View], View]:
         return self._route("GET", path, described)
@@ -122,8 +153,7 @@ class API:
         def add(view: View) -> View:
             operation = Operation(method, path, view, **described)
             self.operations.append(operation)
-            endpoint = f"{method} {path}".replace(".", " ")  # Flask keeps dots for blueprints
-            self.app.add_url_rule(path, endpoint, _answering(operation), methods=[method])
+            self.app.add_url_rule(path, operation.endpoint, _answering(operation), methods=[method])
             return view
 
         return add

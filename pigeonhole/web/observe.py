@@ -25,7 +25,7 @@ def install(api: API, classifier: Classifier, predictor: Predictor, metrics: Met
         """
         return Ready.model_validate(classifier.ready().about)
 
-    @api.get("/metrics", tag=ABOUT, media_type="text/plain")
+    @api.get("/metrics", tag=ABOUT, media_type="text/plain", for_operators=True)
     def told() -> Response:
         """In the Prometheus text format, of this worker process."""
         return Response(metrics.text(predictor.about), content_type=CONTENT_TYPE_LATEST)

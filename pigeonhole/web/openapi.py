@@ -33,7 +33,10 @@ POLICY = (  # Swagger UI draws its icons from data URIs, and its own styles into
 )
 REFERENCE = "#/components/schemas/{model}"
 # what gunicorn answers before the app sees the request
-TOO_LONG = {"414": {"description": "more than 4,094 bytes of path and query", "content": {"text/html": {}}}}
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 DESCRIPTION = """\
 What is on a picture, as the fastai learner says that was exported.
 
@@ -47,7 +50,7 @@ def install(api: API) -> None:
 
     @cache
     def described() -> str:
-        return json.dumps(description(api.operations))
+        return json.dumps(description(api))
 
     @api.get("/openapi.json", tag=ABOUT)
     def openapi() -> Response:
@@ -74,17 +77,18 @@ def _swagger_ui(name: str) -> Path:
     return Path(spec.origin).parent / "templates" / "swagger" / Path(name).suffix[1:]
 
 
-def description(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `operations`."""
+def description(api: API) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes of `api`."""
+    operations = api.operations
     paths: dict[str, dict[str, Any]] = defaultdict(dict)
     for operation in operations:
-        paths[re.sub(r"<(\w+)>", r"{\1}", operation.path)][operation.method.lower()] = _described(operation)
+        paths[re.sub(r"<(\w+)>", r"{\1}", operation.path)][operation.method.lower()] = _described(api, operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Pigeonhole", "version": __version__, "description": DESCRIPTION},
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
-        "components": {"schemas": _schemas(operations)},
+        "components": {"schemas": _schemas(operations), **({"securitySchemes": KEYS} if api.has_keys else {})},
     }
 
 
@@ -98,9 +102,9 @@ def _schemas(operations: Sequence[Operation]) -> dict[str, Any]:
     return dict(schemas["$defs"])
 
 
-def _described(operation: Operation) -> dict[str, Any]:
+def _described(api: API, operation: Operation) -> dict[str, Any]:
     summary, _, more = inspect.cleandoc(operation.view.__doc__ or "").partition("\n\n")
-    described = {
+    described: dict[str, Any] = {
         "tags": [operation.tag],
         "operationId": re.sub(r"\W+", "_", f"{operation.method.lower()}{operation.path}").strip("_"),
         "summary": summary.rstrip("."),
@@ -109,9 +113,9 @@ def _described(operation: Operation) -> dict[str, Any]:
         "requestBody": _body(operation) if operation.bodies else None,
         "responses": {
             "200": _success(operation),
-            **_failures(operation.errors),
-            **(TOO_LONG if operation.query else {}),
+            **_failures(api.errors_of(operation)),
         },
+        "security": [{name: []} for name in KEYS] if api.has_keys and operation.needs_key else None,
     }
     return _merged({name: value for name, value in described.items() if value}, operation.also)
 

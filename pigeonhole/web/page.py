@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BeforeValidator, Field
 from werkzeug.exceptions import NotFound
@@ -24,12 +24,14 @@ from pigeonhole.web.answers import Likely, data_uri, likely
 from pigeonhole.web.bodies import Form, Submission, read_body
 from pigeonhole.web.classifier import Classifier
 from pigeonhole.web.files import file_reply, text_reply
+from pigeonhole.web.keys import Keys
 from pigeonhole.web.page_examples import ExamplePicture, examples_of
 from pigeonhole.web.picture_request import PictureRequest, SentPicture
 from pigeonhole.web.prediction_request import Options, combined
 from pigeonhole.web.replies import Refusal, refusal_of
 from pigeonhole.web.theme import stylesheet
 
+FORM = "page.answered_page"  # what Flask calls the route that takes the form
 FILES = ("page.css", "page.js")
 STATIC = Path(__file__).parent / "static"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,6 +55,7 @@ class PageForm(Options):
         Field(description="the address of a picture on the public web"),
     ] = None
     example: Annotated[str | None, Field(description="the number of an example")] = None
+    key: Annotated[str | None, Field(description="a key, where one is needed and no header held it")] = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Abilities:
     useful_side: int | None = None
 
 
-def install(app: Flask, settings: Settings, classifier: Classifier, predictor: Predictor) -> None:
+def install(
+    app: Flask, settings: Settings, classifier: Classifier, predictor: Predictor, keys: Keys | None = None
+) -> None:
     """Add the page, its files under `/page/` and its examples, unless PAGE=0.
 
     Raises:
@@ -87,7 +92,8 @@ def install(app: Flask, settings: Settings, classifier: Classifier, predictor: P
         _add_files(app, settings.page_colour)
         examples: Examples = {str(number): example for number, example in enumerate(examples_of(settings), 1)}
         _add_examples(app, examples)
-        _add_page(app, predictor, _render_of(settings, examples), Answers(classifier, predictor, examples))
+        answers = Answers(classifier, predictor, examples, keys)
+        _add_page(app, predictor, _render_of(settings, examples), answers)
 
 
 class Answers:
@@ -95,8 +101,9 @@ class Answers:
 
     form = Form(("image",), PageForm, optional=True)
 
-    def __init__(self, classifier: Classifier, predictor: Predictor, examples: Examples) -> None:
-        self._classifier, self._predictor, self._examples = classifier, predictor, examples
+    def __init__(self, classifier: Classifier, predictor: Predictor, examples: Examples, keys: Keys | None) -> None:
+        self._classifier, self._predictor = classifier, predictor
+        self._examples, self._keys = examples, keys
 
     def answered(self) -> Sequence[ShownAnswer]:
         """What the model says of each picture.
@@ -116,9 +123,11 @@ class Answers:
         return [self._shown(*pair, picture) for pair, picture in zip(said, pictures, strict=True)]
 
     def _read(self) -> Submission:
-        """The form, with the example that it names as if it had been sent."""
+        """The form of who may call, with the example that it names as if it had been sent."""
         with self._classifier.phase("read"):
             body = cast(Submission, read_body([self.form], cast(PictureRequest, request)))
+        if self._keys and "key_name" not in g:
+            g.key_name = self._keys.check(body.parameters.key)
         if example := self._examples.get(body.parameters.example):
             kept = cast(PictureRequest, request).kept([_content_of(example)])
             return Submission(
@@ -143,29 +152,28 @@ def _content_of(example: ExamplePicture) -> bytes:
 
 def _add_page(app: Flask, predictor: Predictor, render: Callable[..., str], answers: Answers) -> None:
     empty = cache(render)  # one text for each of the engine's abilities, of which there is one
+    routes = Blueprint("page", __name__)
 
-    @app.get("/")
+    @routes.get("/")
     def page() -> Response:
         """The page."""
-        try:
-            predictor.load_or_refuse()
-            return _reply(empty(_abilities(predictor)))
-        except Exception as error:
-            return refused(error)
+        predictor.load_or_refuse()
+        return _reply(empty(_abilities(predictor)))
 
-    @app.post("/")
+    @routes.post("/")
     def answered_page() -> Response:
         """What the page's form gets where JavaScript is off."""
-        try:
-            began = time.monotonic()
-            shown = answers.answered()
-            return _reply(render(_abilities(predictor), answers=shown, seconds=time.monotonic() - began))
-        except Exception as error:  # people get a page, whatever happened; the API's answer would be JSON
-            return refused(error)
+        began = time.monotonic()
+        shown = answers.answered()
+        return _reply(render(_abilities(predictor), answers=shown, seconds=time.monotonic() - began))
 
+    @routes.errorhandler(Exception)
     def refused(error: Exception) -> Response:
+        """People get a page, whatever happened; the API's answer would be JSON."""
         refusal = refusal_of(error)
         return _reply(render(_abilities(predictor), refusal=refusal, request_id=g.request_id), refusal)
+
+    app.register_blueprint(routes)
 
 
 def _abilities(predictor: Predictor) -> Abilities:
@@ -190,6 +198,7 @@ def _render_of(settings: Settings, examples: Examples) -> Callable[..., str]:
     jinja.trim_blocks = jinja.lstrip_blocks = True
     template = jinja.get_template("page.html")
     known: dict[str, Any] = {"settings": settings, "examples": list(examples), "mib": settings.max_body_bytes / MIB}
+    known["has_keys"] = settings.has_keys
 
     def render(abilities: Abilities, **more: Any) -> str:
         return template.render(known, abilities=abilities, **more)

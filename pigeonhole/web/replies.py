@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from pigeonhole.errors import RequestError, ServiceError
 from pigeonhole.web.answers import Problem
 from pigeonhole.web.api import as_json
+from pigeonhole.web.headers import EVERY_ANSWER
 from pigeonhole.web.log_lines import tell_request
 from pigeonhole.web.metrics import NOWHERE, Metrics, known
 from pigeonhole.web.tracing import Traces
@@ -58,7 +59,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 def _told(error: Exception) -> Refusal:
     if isinstance(error, RequestError):
-        return Refusal(error.status, error.code, str(error))
+        return Refusal(error.status, error.code, str(error), error.headers)
     if isinstance(error, ServiceError):
         return Refusal(error.status, error.code, str(error), _again_after(error.retry_after))
     if isinstance(error, HTTPException):
@@ -99,8 +100,8 @@ def _begin(app: Flask, **_: Any) -> None:
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")  # files that are the same for all may say otherwise
+    for name, value in EVERY_ANSWER.items():
+        response.headers.setdefault(name, value)  # the page and the files that are the same for all may say otherwise
     _tell(response.status_code, time.monotonic() - g.began)
     return response
 

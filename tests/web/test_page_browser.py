@@ -13,6 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import FileChooser, Page, TimeoutError, expect
+from pydantic import SecretStr
 
 from app import create_app
 from pigeonhole.errors import ModelFault
@@ -24,6 +25,7 @@ from tests.web.browser import page_of
 from tests.web.test_page import PERCENTS, WHEREABOUTS
 from tests.web.web import Web, listening
 
+SECRET = "secret-0123456789"
 ON_THE_WEB = "https://example.com/photo.png"
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -551,6 +553,50 @@ def test_an_example_that_cannot_be_had(address: str) -> None:
         page.locator(".example").first.click()
         expect(page.locator("#sure")).to_have_text("The example cannot be had at the moment.")
         expect(page.locator("#label")).to_have_text("That did not work")
+
+
+@pytest.fixture
+def guarded(settings: Settings) -> Iterator[str]:
+    """Where the page is whose service asks for a key."""
+    own = settings.model_copy(update={"api_keys": SecretStr(f"alice:{SECRET}")})
+    with listening(create_app(own, Predictor(Colours))) as address:
+        yield f"{address}/"
+
+
+def test_a_key(guarded: str) -> None:
+    """The page asks for a key, sends it, and keeps it in the tab alone, and out of the curl line."""
+    with page_of(guarded, refused=401) as page:
+        choose(page, photo())
+        expect(page.locator("#sure")).to_contain_text("a key is needed here")
+        page.get_by_label("Your key").fill(SECRET)
+        page.get_by_role("button", name="Try again").click()
+        answered(page, "blue")
+        page.reload()
+        choose(page, photo("red"))
+        answered(page, "red")
+        kept = page.evaluate(
+            "[sessionStorage.getItem('key'), sessionStorage.length, localStorage.length, document.cookie]"
+        )
+        assert kept == [SECRET, 1, 0, ""]
+        expect(page.locator("#line")).to_contain_text('curl -H "X-API-Key: $KEY" -F image=@photo.png')
+        assert violations(page) == ""
+
+
+def test_a_wrong_key(guarded: str) -> None:
+    """A key that is not accepted is told, and another one can be tried; where there is no JavaScript, too."""
+    with page_of(guarded, refused=403) as page:
+        page.get_by_label("Your key").fill(SECRET[::-1])
+        choose(page, photo())
+        expect(page.locator("#sure")).to_contain_text("not one that is accepted")
+        page.route("**/page.js", lambda route: route.fulfill(body=""))
+        page.reload()
+        for key, heading in ((SECRET[::-1], "That did not work"), (SECRET, "blue")):
+            page.get_by_label("Your key").fill(key)
+            choose(page, photo())
+            page.get_by_role("button", name="Ask the model").click()
+            expect(page.get_by_role("heading", name=heading)).to_be_visible()
+            expect(page.get_by_label("Your key")).to_have_value("")
+            assert violations(page) == ""
 
 
 def test_more_than_are_kept(address: str, engine: Watching) -> None:

@@ -10,6 +10,7 @@ const QUALITY = 0.95; // of the JPEG that a photo is shrunk to
 const TAKEN = ["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp"];
 const MAY_BE_TRANSPARENT = ["image/png", "image/gif", "image/webp"];
 const WORTH_ANOTHER_TRY = [408, 429, 502, 503, 504];
+const KEY_CODES = ["no_key", "bad_key"]; // another try, with another key
 const LEAST_SIDE = 320; // pixels of the heatmap's canvas, also of a picture of 24
 const MIDDLE = [0.4, 0.6]; // of a picture's width or height
 const TURBO = [ // red, green, blue by powers of the heat, as in explain.py
@@ -167,6 +168,7 @@ function post(picture, address, body, type) {
     picture.request = request;
     request.open("POST", address);
     if (type) request.setRequestHeader("Content-Type", type);
+    if ($("key")?.value) request.setRequestHeader("X-API-Key", $("key").value.trim());
     request.timeout = PATIENCE;
     request.upload.addEventListener("progress", (event) => {
       picture.share = event.lengthComputable ? event.loaded / event.total : 0;
@@ -189,7 +191,7 @@ function read(request) {
   }
   if (request.status === 200 && answer) return { answer };
   const sentence = answer?.error ?? `The service answered with status ${request.status}, and without a word.`;
-  return { problem: { sentence, id: answer?.request_id, again: WORTH_ANOTHER_TRY.includes(request.status) } };
+  return { problem: { sentence, id: answer?.request_id, again: WORTH_ANOTHER_TRY.includes(request.status) || KEY_CODES.includes(answer?.code) } };
 }
 
 async function explain(picture, label) {
@@ -437,9 +439,10 @@ function announce(picture) {
 /* The same request with curl */
 
 function drawCurl(picture) {
+  const curl = $("key") ? 'curl -H "X-API-Key: $KEY"' : "curl"; // the key itself is not for show
   $("line").textContent = picture?.url
-    ? `curl --json ${quoted(JSON.stringify({ url: picture.url, top: "all" }))} ${location.origin}/predict`
-    : `curl -F ${curlFile(picture?.name || "photo.jpg")} "${location.origin}/predict?top=all"`;
+    ? `${curl} --json ${quoted(JSON.stringify({ url: picture.url, top: "all" }))} ${location.origin}/predict`
+    : `${curl} -F ${curlFile(picture?.name || "photo.jpg")} "${location.origin}/predict?top=all"`;
 }
 
 /** curl takes a name in double quotes apart from what may follow it; the shell takes all as it stands; - is no file. */
@@ -532,7 +535,7 @@ function listen() {
     if (address) sendAddress(address);
   });
   addEventListener("paste", (event) => {
-    if (event.target.id !== "url" || event.clipboardData.files.length) take(event, event.clipboardData);
+    if (!["url", "key"].includes(event.target.id) || event.clipboardData.files.length) take(event, event.clipboardData);
   });
   listenToDrops();
   $("opacity").addEventListener("input", ({ target }) => {
@@ -566,6 +569,19 @@ function listen() {
   $("copy").addEventListener("click", copy);
 }
 
+/** The key stays until the tab is closed, in this tab only. */
+function rememberKey() {
+  const key = $("key");
+  if (!key) return;
+  try {
+    key.value = sessionStorage.getItem("key") ?? "";
+    key.addEventListener("input", () => sessionStorage.setItem("key", key.value));
+  } catch {
+    // a browser may forbid it; then the key is in the field alone
+  }
+}
+
 document.documentElement.classList.add("js");
 listen();
+rememberKey();
 drawCurl(null);
