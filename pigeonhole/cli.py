@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from pigeonhole import __version__
 from pigeonhole.batch.command import DID_NOT_WORK
 from pigeonhole.errors import FolderError, PigeonholeError, RequestError
-from pigeonhole.intake.pictures import ACCEPTED, open_probe, sniff
+from pigeonhole.intake.formats import BY_DEFAULT, listed, sniff
+from pigeonhole.intake.pictures import open_probe
 from pigeonhole.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ def _predict(options: argparse.Namespace) -> int:
     settings = Settings.load()
     job = Job(
         options.paths,
-        Limits(settings.max_pixels, settings.max_side),
+        Limits(settings.max_pixels, settings.max_side, settings.formats),
         settings.orientation,
         shown(settings.model),
-        settings.max_decoded if "max_decoded" in settings.model_fields_set else None,  # here all cores are at hand
+        settings.max_decoded,
         _kind(options),
         options.top,
         options.output,
@@ -251,7 +252,7 @@ def _photos(folder: Path) -> list[Path]:
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error.strerror}.") from error
     if not photos:
-        raise FolderError(f"there is no picture in {folder}; accepted are {ACCEPTED}.")
+        raise FolderError(f"there is no picture in {folder}; accepted are {listed(BY_DEFAULT)}.")
     return photos
 
 

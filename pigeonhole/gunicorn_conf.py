@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
+from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
@@ -75,6 +76,7 @@ def on_starting(server: Any) -> None:
     global settings
     try:
         prepare(settings.uploads)
+        load_decoders(settings.formats)
         examples_of(settings)
         tracing.check(settings.traces_endpoint)
         keys_of(settings)
@@ -99,7 +101,7 @@ def post_worker_init(worker: Any) -> None:
     except PigeonholeError as error:
         first = worker.age <= settings.workers  # a later one that fails must not take the others down
         _refuse(error, WORKER_BOOT_ERROR if first else 1)
-    if settings.sandbox != "off" and not sandbox().works and settings.sandbox == "on":
+    if settings.sandbox != "off" and not sandbox(settings.formats).works and settings.sandbox == "on":
         _refuse(
             SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), WORKER_BOOT_ERROR
         )

@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pigeonhole.errors import SettingsError
 
 MIB = 1024 * 1024
+FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "avif", "heic", "tiff")
+FORMAT = f"({'|'.join(FORMATS)})"
 NO_CONTROL = r"[^\x00-\x1f\x7f]"
 COLLECTOR = r"^(https?://\S+)?$"
 ORIGIN = r"https?://[a-zA-Z0-9.-]+(:[0-9]{1,5})?"
@@ -130,14 +132,27 @@ class Settings(BaseSettings):
     )
     max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
     max_files: Annotated[int, Field(ge=1, le=1000, description="most files in one request")] = 10
-    # phones take 12 to 24 million; on the way 25 million take 97 MB as JPEG, 192 as PNG with alpha, 386 as such a WebP
+    # phones take 12 to 24 million; decoding takes up to 12 bytes for each
+    image_formats: Annotated[
+        str,
+        Field(
+            pattern=rf"^{FORMAT}([,\s]+{FORMAT})*$",
+            description="types of picture that are accepted, by commas; `avif`, `heic` and `tiff` can be added",
+        ),
+    ] = "jpeg,png,gif,webp,bmp"
     max_pixels: Annotated[
         int, Field(ge=1, le=PILLOWS_OWN_PIXEL_LIMIT, description="most pixels of a picture, read from its header")
     ] = 25_000_000
     max_side: Annotated[int, Field(ge=1, le=65_535, description="longest side of a picture in pixels")] = 10_000
     max_decoded: Annotated[
-        int, Field(ge=1, le=256, description="most pictures decoded at the same time in one worker; others wait")
-    ] = 2
+        int | None,
+        Field(
+            ge=1,
+            le=256,
+            description="most pictures decoded at the same time in one worker, by default as many as there are cores; "
+            "others wait",
+        ),
+    ] = None
     sandbox: Annotated[
         Literal["auto", "on", "off"],
         Field(
@@ -270,6 +285,10 @@ class Settings(BaseSettings):
     @property
     def has_keys(self) -> bool:
         return bool(self.keys or self.api_keys_file)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(name for name in FORMATS if name in _by_commas(self.image_formats))
 
     @property
     def allowed_globals(self) -> frozenset[str]:

@@ -34,7 +34,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("THREADS", "0"), ("WORKERS", "1.5"),
      ("PAGE", "maybe"), ("PAGE_COLOUR", "red"), ("PAGE_COLOUR", "#fff"), ("PAGE_COLOUR", "#0b6e5f;}"),
      ("PAGE_TITLE", "a\nb"), ("PAGE_TITLE", "x" * 101), ("PAGE_DESCRIPTION", "x" * 501),
-     ("ORIENTATION", "left"), ("MODEL_SHA256", "abc"),
+     ("ORIENTATION", "left"), ("IMAGE_FORMATS", "jpeg,svg"), ("IMAGE_FORMATS", "jpegpng"), ("MODEL_SHA256", "abc"),
      ("ALLOW_PICKLE_GLOBALS", "os.system()"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud")],
 )  # fmt: skip
 def test_refusals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

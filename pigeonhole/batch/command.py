@@ -135,6 +135,7 @@ def _output(job: Job, engine: Engine, format: Format) -> AbstractContextManager[
         "ORIENTATION": job.orientation,
         "MAX_PIXELS": str(job.limits.pixels),
         "MAX_SIDE": str(job.limits.side),
+        "IMAGE_FORMATS": ",".join(job.limits.formats),
     }
     return to_file(
         job.output, format, {**{f"model ({what})": value for what, value in engine.about.items()}, **options}

@@ -11,9 +11,11 @@ from stat import S_ISREG
 from typing import IO
 
 from pigeonhole.errors import EmptyImage, NotAnImage, RequestError
-from pigeonhole.intake.pictures import sniff
+from pigeonhole.intake.formats import sniff
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp"))
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp")
+)  # of others, their content tells
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""So many pictures, and so much memory for them, at a time; whoever came first is served first."""
+"""So much memory for pictures at a time; whoever came first is served first."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from pigeonhole.errors import Overloaded, TooManyPixels
 
 
 class Budget:
-    """At most `places` pictures at once, which take at most the bytes that `memory` tells when it is first asked."""
+    """At most the bytes that `memory` tells when it is first asked."""
 
-    def __init__(self, places: int, memory: Callable[[], int]) -> None:
+    def __init__(self, memory: Callable[[], int]) -> None:
         self._changed = Condition()  # guards all that follows
         self._memory = memory
-        self._places = places
         self._in_use = 0  # bytes
         self._queue: deque[object] = deque()
 
     @contextmanager
     def taken(self, amount: int, until: float) -> Iterator[None]:
-        """Wait for a place and for `amount` bytes, until `until` by `time.monotonic`.
+        """Wait for `amount` bytes, until `until` by `time.monotonic`.
 
         Raises:
             TooManyPixels: there will never be so much.
@@ -45,18 +44,16 @@ class Budget:
             try:
                 if not self._changed.wait_for(lambda: self._is_next(ticket, amount), until - time.monotonic()):
                     raise Overloaded("the picture waited for too long; please try again.")
-                self._places -= 1
                 self._in_use += amount
             finally:
                 self._queue.remove(ticket)
                 self._changed.notify_all()  # the next one may fit as well
 
     def _is_next(self, ticket: object, amount: int) -> bool:
-        return self._queue[0] is ticket and self._places > 0 and self._in_use + amount <= self._total
+        return self._queue[0] is ticket and self._in_use + amount <= self._total
 
     def _give_back(self, amount: int) -> None:
         with self._changed:
-            self._places += 1
             self._in_use -= amount
             self._changed.notify_all()
 

@@ -5,8 +5,9 @@ milliseconds and shares its memory. It ends when its socket is closed at the oth
 
 What is sent to a cell is pickled, since it comes from us; what it answers is not, since it may be lying:
 
-    an Opening, and the picture's file with it  ->  OK, width, height and turn as stored | a refusal
-    a Decoding                                  ->  OK, then uint8 pixels in packets of at most PACKET | a refusal
+    an Opening, and the picture's file with it  ->  OK, width and height as stored, bytes needed | a refusal
+    a Turning                                   ->  OK, the turn | a refusal
+    a Decoding                                  ->  OK, the turn, then uint8 pixels in packets | a refusal
     None: let go of the picture                 ->  nothing
 """
 
@@ -28,16 +29,22 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from pigeonhole.errors import BrokenImage, RequestError, TooManyPixels
+from pigeonhole.errors import BrokenImage, RequestError, TooManyPixels, UnsupportedType
 from pigeonhole.intake.confinement import confine
-from pigeonhole.intake.pictures import Limits, Orientation, Photo, Recipe, open_photo
+from pigeonhole.intake.formats import FORMATS
+from pigeonhole.intake.pictures import EXIF_ORIENTATION, Limits, Orientation, Photo, Recipe, open_photo
 
 MOST_ASKED = 1 << 16  # bytes of a request, pickled; a recipe takes a thousand
 PACKET = 1 << 16  # bytes; a socket holds three such
 MOST_SAID = 1_000  # bytes of a refusal's sentence
 OK, READY = 0, b"ready"
-REFUSALS: tuple[type[RequestError], ...] = (BrokenImage, TooManyPixels)  # by a refusal's first byte, counted from 1
-LAYOUT = Struct("<BIIB")
+REFUSALS: tuple[type[RequestError], ...] = (
+    BrokenImage,
+    TooManyPixels,
+    UnsupportedType,
+)  # by a refusal's first byte, counted from 1
+HEADER = Struct("<BIIQ")
+TURN = Struct("<BB")
 M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # as in gunicorn_conf: what a picture took is handed back at once
 
 
@@ -48,9 +55,17 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Turning:
+    """How has the picture to be turned?"""
+
+
+@dataclass(frozen=True)
 class Decoding:
     recipe: Recipe
     reduction: int
+
+
+Request = Opening | Turning | Decoding
 
 
 @dataclass(frozen=True)
@@ -67,12 +82,12 @@ class Whole:
         return np.asarray(picture)
 
 
-def main(descriptor: int, modules: Sequence[str]) -> None:
+def main(descriptor: int, modules: Sequence[str], formats: Sequence[str]) -> None:
     """The nursery: for each socket that comes, fork a cell to answer on it, and send back a handle to the cell."""
     for everybodys in (signal.SIGINT, signal.SIGTERM):  # a terminal and Heroku tell all; the server ends us in its time
         signal.signal(everybodys, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for cells
-    load_all(modules)
+    load_all(modules, formats)
     orders = socket.socket(fileno=descriptor)
     own = os.getpid()
     while True:
@@ -81,29 +96,32 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
             return
         if (cell := os.fork()) == 0:
             orders.close()
-            answer_on(socket.socket(fileno=sockets[0]), int(order), own)
+            answer_on(socket.socket(fileno=sockets[0]), int(order), own, threads="heic" in formats)
         handle = os.pidfd_open(cell)
         socket.send_fds(orders, [READY], [handle])
         os.close(handle)
         os.close(sockets[0])
 
 
-def load_all(modules: Sequence[str]) -> None:
+def load_all(modules: Sequence[str], formats: Sequence[str]) -> None:
     """What would otherwise be loaded when it is first needed, which a cell cannot."""
     for module in modules:
         importlib.import_module(module)
-    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, kind)
-        open_photo(file, Limits(256, 16)).decoded()
+    limits = Limits(256, 16, tuple(formats))
+    Image.preinit()
+    for kind in {FORMATS[name].pillow for name in formats} & set(Image.SAVE):
+        file, exif = io.BytesIO(), Image.Exif()
+        exif[EXIF_ORIENTATION] = 6  # what reads it is loaded late, too
+        Image.new("RGB", (16, 16)).save(file, kind, exif=exif)
+        open_photo(file, limits).decoded()
 
 
-def answer_on(asked: socket.socket, memory: int, parent: int) -> None:
-    """A cell's life."""
+def answer_on(asked: socket.socket, memory: int, parent: int, threads: bool) -> None:
+    """A cell's life; HEIC's decoder hangs without `threads`."""
     try:
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
-        confine(memory, parent)
+        confine(memory, parent, threads)
         asked.send(READY)
         while True:
             _answer_for_a_picture(asked)
@@ -123,7 +141,7 @@ def _answer_for_a_picture(asked: socket.socket) -> None:
                 _refuse(asked, BrokenImage("decoding the picture takes more memory than any picture should."))
 
 
-def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Opening | Decoding, IO[bytes] | None] | None:
+def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Request, IO[bytes] | None] | None:
     message, descriptors, _, _ = socket.recv_fds(asked, MOST_ASKED, 1)
     if not message:
         os._exit(0)
@@ -132,20 +150,23 @@ def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Opening | 
     return None if request is None else (request, files[0] if files else None)
 
 
-def _answered(
-    asked: socket.socket, request: Opening | Decoding, file: IO[bytes] | None, photo: Photo | None
-) -> Photo | None:
+def _answered(asked: socket.socket, request: Request, file: IO[bytes] | None, photo: Photo | None) -> Photo | None:
     if isinstance(request, Opening):
         assert file is not None
         photo = open_photo(file, request.limits, request.orientation)
-        (width, height), turn = photo.layout
-        asked.send(LAYOUT.pack(OK, width, height, 0 if turn is None else turn + 1))
-    elif photo is not None:
+        asked.send(HEADER.pack(OK, *photo.header.size, photo.bytes_needed))
+    elif isinstance(request, Turning) and photo is not None:
+        asked.send(_turn_of(photo))
+    elif isinstance(request, Decoding) and photo is not None:
         pixels = np.ascontiguousarray(photo.through(request.recipe, request.reduction)).data.cast("B")
-        asked.send(bytes([OK]))
+        asked.send(_turn_of(photo))
         for begin in range(0, len(pixels), PACKET):
             asked.send(pixels[begin : begin + PACKET])
     return photo
+
+
+def _turn_of(photo: Photo) -> bytes:
+    return TURN.pack(OK, 0 if photo.turn is None else photo.turn + 1)
 
 
 def _refuse(asked: socket.socket, refusal: RequestError) -> None:

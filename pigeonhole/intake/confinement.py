@@ -13,6 +13,7 @@ import platform
 import resource
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from struct import pack
 
@@ -26,14 +27,23 @@ ALLOWED = {  # system calls by what they are for, and their numbers in the kerne
     | {"mmap": 222, "munmap": 215, "mremap": 216, "brk": 214, "madvise": 233, "futex": 98}
     | {"clock_gettime": 113, "getrandom": 278, "rt_sigreturn": 139, "exit": 93, "exit_group": 94},
 }
+THREADS = {  # what those need who cannot do without threads of their own
+    "x86_64": {"mprotect": 10, "rt_sigprocmask": 14, "sched_yield": 24, "gettid": 186, "sched_getaffinity": 204}
+    | {"set_robust_list": 273, "rseq": 334},
+    "aarch64": {"mprotect": 226, "rt_sigprocmask": 135, "sched_yield": 124, "gettid": 178, "sched_getaffinity": 123}
+    | {"set_robust_list": 99, "rseq": 293},
+}
+CLONE = {"x86_64": 56, "aarch64": 220}
+CLONE3 = 435  # its flags lie in memory, where no filter can look; without it the C library takes `clone`
+CLONE_THREAD = 0x10000  # linux/sched.h
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 MOST_FILES = 16  # descriptors
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38  # linux/prctl.h
 SECCOMP_MODE_FILTER = 2
-LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF instructions: linux/bpf_common.h
-NUMBER_AT, ARCHITECTURE_AT = 0, 4  # in struct seccomp_data
-RETURN_ALLOW, RETURN_EPERM, RETURN_KILL = 0x7FFF0000, 0x00050001, 0x80000000
+LOAD, JUMP_IF_EQUAL, JUMP_IF_SET, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF instructions: linux/bpf_common.h
+NUMBER_AT, ARCHITECTURE_AT, FLAGS_AT = 0, 4, 16  # in struct seccomp_data; flags are the first argument's lower half
+RETURN_ALLOW, RETURN_EPERM, RETURN_ENOSYS, RETURN_KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
 
 def is_possible() -> bool:
@@ -41,8 +51,10 @@ def is_possible() -> bool:
     return platform.system() == "Linux" and platform.machine() in ALLOWED
 
 
-def confine(memory: int, parent: int) -> None:
+def confine(memory: int, parent: int, threads: bool = False) -> None:
     """Give everything up; `memory` is how many bytes may still be taken. With `parent`, its process id, this one ends.
+
+    With `threads` it may still start threads, but no processes.
 
     Raises:
         OSError: the kernel does not do it.
@@ -50,6 +62,8 @@ def confine(memory: int, parent: int) -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it ended before the kernel was told to watch it
+    with suppress(OSError):  # where memory runs out after all, the kernel ends this process, and not the service
+        Path("/proc/self/oom_score_adj").write_text("1000")
     most_memory = _address_space() + memory
     for what, most in (
         (resource.RLIMIT_AS, most_memory),
@@ -59,7 +73,7 @@ def confine(memory: int, parent: int) -> None:
     ):
         resource.setrlimit(what, (most, most))
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(_Program.of(_filter(platform.machine()))))
+    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(_Program.of(_filter(platform.machine(), threads))))
 
 
 class _Program(ctypes.Structure):
@@ -72,7 +86,7 @@ class _Program(ctypes.Structure):
         return cls(len(instructions) // 8, instructions)
 
 
-def _filter(machine: str) -> bytes:
+def _filter(machine: str, threads: bool) -> bytes:
     """Whose machine code is not of this machine is killed, as it may count its calls otherwise; what is allowed is."""
     return b"".join(
         [
@@ -81,6 +95,7 @@ def _filter(machine: str) -> bytes:
             _instruction(RETURN, RETURN_KILL),
             _instruction(LOAD, NUMBER_AT),
             *_allow(ALLOWED[machine].values()),
+            *(_allow_threads(machine) if threads else ()),
             _instruction(RETURN, RETURN_EPERM),
         ]
     )
@@ -88,6 +103,18 @@ def _filter(machine: str) -> bytes:
 
 def _allow(numbers: Iterable[int]) -> list[bytes]:
     return [_instruction(JUMP_IF_EQUAL, number, if_false=1) + _instruction(RETURN, RETURN_ALLOW) for number in numbers]
+
+
+def _allow_threads(machine: str) -> list[bytes]:
+    return [
+        *_allow(THREADS[machine].values()),
+        _instruction(JUMP_IF_EQUAL, CLONE3, if_false=1),
+        _instruction(RETURN, RETURN_ENOSYS),
+        _instruction(JUMP_IF_EQUAL, CLONE[machine], if_false=3),
+        _instruction(LOAD, FLAGS_AT),
+        _instruction(JUMP_IF_SET, CLONE_THREAD, if_false=1),
+        _instruction(RETURN, RETURN_ALLOW),
+    ]
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

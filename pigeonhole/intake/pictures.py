@@ -1,48 +1,28 @@
 """Turn hostile bytes into an upright 8-bit RGB picture, or refuse them.
 
-The type is told by the first bytes, never by a name or a header of the client's, and only that one decoder of Pillow is
-tried. The number of pixels is bounded from the header, before anything is decoded. Of an animation the first frame is
-used.
+The type is told by the first bytes, never by a name or a header of the client's, and only that one decoder is tried.
+The number of pixels is bounded from the header, before anything is decoded, and the memory that decoding will take is
+told from it. Of an animation the first frame is used.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, Protocol, cast
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, TooManyPixels, UnsupportedType
-
-ACCEPTED = "JPEG, PNG, GIF, WebP and BMP"
-HEAD = 512  # bytes looked at to tell a type
-
-SIGNATURES = {  # of the accepted types, by Pillow's name
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "GIF": rb"GIF8[79]a",
-    "WEBP": rb"RIFF....WEBP",
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00{3}",  # the sizes that its second header may have
-}
-OTHER_SIGNATURES = {  # files that people do send, told apart so that the answer can name what was seen
-    "an AVIF picture": rb"....ftypavi[fs]",
-    "a HEIC picture, as iPhones take them": rb"....ftyphe[iv]",
-    "a HEIF picture": rb"....ftypmif1",
-    "a video": rb"....ftyp",
-    "a TIFF picture": rb"II\*\x00|MM\x00\*",
-    "a JPEG 2000 picture": rb"\x00{3}\x0cjP  ",
-    "a JPEG XL picture": rb"\xff\x0a|\x00{3}\x0cJXL ",
-    "a Photoshop file": rb"8BPS",
-    "an icon": rb"\x00\x00\x01\x00",
-    "a PDF": rb"%PDF",
-    "a ZIP file": rb"PK\x03\x04",
-}
+from pigeonhole.errors import BrokenImage, PigeonholeError, TooManyPixels, UnsupportedType
+from pigeonhole.intake.formats import BY_DEFAULT, load_decoders, sniff
+from pigeonhole.intake.memory import bytes_to_decode
+from pigeonhole.intake.pixels import instead_of, pixels_of, to_rgb
+from pigeonhole.intake.rationed import Rationed
 
 EXIF_ORIENTATION = 0x0112  # TIFF 6.0, section 8; values 1 to 8
 TURNS = {
@@ -60,7 +40,8 @@ Orientation = Literal["upright", "as-stored"]
 
 DCT_FACTORS = (2, 4, 8)  # by which libjpeg can shrink a picture while it decodes it
 
-GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two neighbouring levels of two and of four bits, in levels of eight
+BMP_RUN_LENGTHS = (1, 2)  # Pillow decodes these in Python: 10 KB keep the interpreter from other threads for 3 s
+TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate")  # cameras' and Photoshop's
 
 # Pillow says what it thinks of a file's metadata in warnings, at lengths that the file chooses; nobody reads them here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -68,10 +49,18 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest picture that is decoded, in pixels."""
+    """The largest picture that is decoded, in pixels, and the types, by their names in IMAGE_FORMATS.
+
+    Raises:
+        PackagesMissing: what decodes one of them is not installed.
+    """
 
     pixels: int
     side: int
+    formats: tuple[str, ...] = BY_DEFAULT
+
+    def __post_init__(self) -> None:
+        load_decoders(self.formats)
 
 
 class Recipe(Protocol):
@@ -87,6 +76,14 @@ class Recipe(Protocol):
         """uint8, height × width × channels, of an RGB `picture`; `full` is its size where decoding shrank it."""
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a picture's header tells: width and height as stored, and how many bytes decoding it takes at most."""
+
+    size: tuple[int, int]
+    bytes_needed: int
+
+
 class Photo:
     """A picture of an accepted type whose header is within the limits; decoded, as often as wanted, when asked for.
 
@@ -95,19 +92,23 @@ class Photo:
 
     def __init__(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
         self._file, self._limits, self._orientation = file, limits, orientation
-        self._kind = sniff(file)
+        self._format = sniff(file, limits.formats)
+        self._header = self._read_header()
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def bytes_needed(self) -> int:
+        """The most memory that decoding it whole takes at any moment, beside the upload, as its header tells."""
+        return self._header.bytes_needed
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
-        (width, height), turn = self.layout
-        return (height, width) if turn in TURNS_SIDEWAYS else (width, height)
-
-    @cached_property
-    def layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
-        """The size as stored, and how it has to be turned."""
-        with self._opened() as image:
-            return image.size, self._turn(image)
+        width, height = self._header.size
+        return (height, width) if self.turn in TURNS_SIDEWAYS else (width, height)
 
     def reduction(self, allows: Callable[[tuple[int, int], int], bool]) -> int:
         """By how much the decoder shrinks it along each side: the largest of 1, 2, 4 and 8 that is allowed.
@@ -116,9 +117,9 @@ class Photo:
         side, the last row or column of what is left stands for fewer pixels; a turn would put it first, where nobody
         looks for it, so a photo that is turned is shrunk by divisors only.
         """
-        if self._kind != "JPEG":
+        if self._format.pillow != "JPEG":
             return 1
-        _, turn = self.layout
+        turn = self.turn
         factors = [factor for factor in DCT_FACTORS if turn is None or divides(factor, self.size)]
         return max((factor for factor in factors if allows(self.size, factor)), default=1)
 
@@ -128,14 +129,12 @@ class Photo:
         Raises:
             BrokenImage: the bytes do not decode.
         """
-        with self._opened() as image:
+        with self._opened() as opened:
             if reduction > 1:
-                image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
-            stored_as = _raw_mode(image)
-            image.load()
-            _mend_transparency(image, stored_as)
-            turn = self._turn(image)
-            return to_rgb(image if turn is None else image.transpose(turn))
+                opened.draft(None, (max(1, opened.width // reduction), max(1, opened.height // reduction)))
+            image = pixels_of(opened)
+            turn = self.__dict__["turn"] = self._turn(opened)
+            return to_rgb(image if turn is None else instead_of(image, image.transpose(turn)))
 
     def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
         """What `recipe` makes of it, decoded; raises as `decoded`."""
@@ -143,22 +142,38 @@ class Photo:
 
     @contextmanager
     def _opened(self) -> Iterator[ImageFile.ImageFile]:
-        self._file.seek(0)
         try:
-            with Image.open(self._file, formats=[self._kind]) as image:
+            file = cast(IO[bytes], Rationed(self._file, counts_scans=self._format.pillow == "JPEG"))
+            with Image.open(file, formats=[self._format.pillow]) as image:
                 _check_size(image, self._limits)
+                _check_compression(image)
                 yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise TooManyPixels(_too_many("far too many", self._limits)) from error
-        except (TooManyPixels, MemoryError):
+        except (PigeonholeError, MemoryError):
             raise
         except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, IndexError, …
             raise BrokenImage(
-                f"the picture starts as {self._kind} but cannot be decoded; it is damaged or incomplete."
+                f"the picture starts as {self._format.name} but cannot be decoded; it is damaged or incomplete."
             ) from error
 
+    def _read_header(self) -> Header:
+        file_size = self._file.seek(0, os.SEEK_END)
+        with self._opened() as image:
+            return Header(image.size, bytes_to_decode(image, self._may_be_turned(image), file_size))
+
+    @cached_property
+    def turn(self) -> Image.Transpose | None:
+        """How it has to be turned to be upright. Of a PNG this may be told behind its pixels, and they are decoded."""
+        with self._opened() as image:
+            return self._turn(image)
+
+    def _may_be_turned(self, image: Image.Image) -> bool:
+        """As far as the header tells; it does not of these two."""
+        return image.format in ("PNG", "TIFF") or self._turn(image) is not None
+
     def _turn(self, image: Image.Image) -> Image.Transpose | None:
-        if self._orientation == "as-stored":
+        if self._orientation == "as-stored" or image.format == "TIFF":  # which Pillow turns by itself
             return None
         try:
             return TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
@@ -182,9 +197,7 @@ def open_photo(file: IO[bytes], limits: Limits, orientation: Orientation = "upri
         TooManyPixels: the header announces more than `limits`.
         BrokenImage: there is no header.
     """
-    photo = Photo(file, limits, orientation)
-    with photo._opened():
-        return photo
+    return Photo(file, limits, orientation)
 
 
 def open_probe(file: IO[bytes]) -> Photo:
@@ -195,40 +208,6 @@ def open_probe(file: IO[bytes]) -> Photo:
 def read_picture(file: IO[bytes], limits: Limits, orientation: Orientation = "upright") -> Image.Image:
     """Open and decode at once; raises what `open_photo` and `Photo.decoded` raise."""
     return open_photo(file, limits, orientation).decoded()
-
-
-def sniff(file: IO[bytes]) -> str:
-    """Pillow's name of the accepted type that `file` starts as; `file` is at its start afterwards.
-
-    Raises:
-        EmptyImage, NotAnImage, UnsupportedType: as in `read_picture`.
-    """
-    file.seek(0)
-    head = file.read(HEAD)
-    file.seek(0)
-    if not head:
-        raise EmptyImage("the file is empty.")
-    if kind := _match(head, SIGNATURES):
-        return kind
-    if other := _match(head, OTHER_SIGNATURES):
-        raise UnsupportedType(f"the file is {other}; accepted are {ACCEPTED}.")
-    raise NotAnImage(f"the file is not a picture; accepted are {ACCEPTED}.")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` of any mode of the accepted types as 8-bit RGB, what is transparent over white."""
-    if image.mode.startswith("I"):
-        return _sixteen_to_eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        picture = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(picture, mask=picture)  # half the memory of alpha_composite, which wants four channels
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _match(head: bytes, signatures: dict[str, bytes]) -> str | None:
-    return next((name for name, pattern in signatures.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
@@ -242,25 +221,12 @@ def _too_many(seen: str, limits: Limits) -> str:
     return f"the picture has {seen} pixels; at most {most}, are accepted."
 
 
-def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, what is transparent white; Pillow's convert("RGB") would clip all but the darkest."""
-    values = np.asarray(image).astype(np.uint32).clip(0, 65_535)
-    grey = ((values * 255 + 32_767) // 65_535).astype(np.uint8)
-    if (transparent := image.info.get("transparency")) is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the pixels lie in the file, as Pillow's decoders call it: "L;4" is grey of four bits."""
-    arguments = image.tile[0].args if image.tile else None
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
-
-
-def _mend_transparency(image: Image.Image, stored_as: str) -> None:
-    """Bring the one transparent colour of a PNG to the eight bits its pixels were brought to; Pillow forgets to."""
-    colour = image.info.get("transparency")
-    if stored_as in GREY_STEPS and isinstance(colour, int):
-        image.info["transparency"] = colour * GREY_STEPS[stored_as]
-    elif stored_as == "RGB;16B" and isinstance(colour, tuple):
-        image.info["transparency"] = tuple(level >> 8 for level in colour)
+def _check_compression(image: Image.Image) -> None:
+    """Raises UnsupportedType for what its type allows, nobody uses, and is costly or hazardous to decode."""
+    compression = image.info.get("compression")
+    if image.format == "BMP" and compression in BMP_RUN_LENGTHS:
+        raise UnsupportedType("the BMP picture is compressed, as hardly any is; save it as PNG.")
+    if image.format == "TIFF" and compression not in TIFF_COMPRESSIONS:
+        raise UnsupportedType(
+            "the TIFF picture is compressed in a rare way; uncompressed, LZW, ZIP and JPEG are accepted."
+        )

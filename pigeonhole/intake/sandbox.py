@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,25 @@ import numpy as np
 from PIL import Image
 
 from pigeonhole.errors import BrokenImage, Overloaded
-from pigeonhole.intake.cells import LAYOUT, MOST_SAID, OK, PACKET, READY, REFUSALS, Decoding, Opening, Whole
-from pigeonhole.intake.pictures import Limits, Orientation, Photo, Recipe
+from pigeonhole.intake.cells import (
+    HEADER,
+    MOST_SAID,
+    OK,
+    PACKET,
+    READY,
+    REFUSALS,
+    TURN,
+    Decoding,
+    Opening,
+    Request,
+    Turning,
+    Whole,
+)
+from pigeonhole.intake.formats import BY_DEFAULT
+from pigeonhole.intake.pictures import TURNS_SIDEWAYS, Header, Limits, Orientation, Photo, Recipe
 
 SECONDS = 10  # to decode a picture; the slowest of 25 million pixels takes 2
-BYTES_A_PIXEL = 16  # that decoding takes at most
+BYTES_A_PIXEL = 24  # that decoding takes at most; see `memory`
 ALWAYS = 64 << 20  # bytes that a cell may take whatever the picture
 START = 30  # seconds to wait for a cell; it takes 3 milliseconds, and the first one 200
 NURSERY = "from pigeonhole.intake.cells import main; main"
@@ -43,11 +57,11 @@ log = logging.getLogger(__name__)
 class Sandbox:
     """Opens photos in cells; as many are kept as there were callers at once. The first one starts the nursery.
 
-    `modules` are those that recipes are unpickled with.
+    `modules` are those that recipes are unpickled with; `formats` are the types that cells can decode.
     """
 
-    def __init__(self, modules: Sequence[str], seconds: float = SECONDS) -> None:
-        self._modules, self._seconds = modules, seconds
+    def __init__(self, modules: Sequence[str], formats: Sequence[str] = BY_DEFAULT, seconds: float = SECONDS) -> None:
+        self._modules, self._formats, self._seconds = modules, formats, seconds
         self._nursery: Nursery | None = None
         self._ordering = threading.Lock()  # guards the nursery, which is asked for one cell at a time
         self._idle: dict[int, deque[Cell]] = defaultdict(deque)  # by the memory they may take; cells without a picture
@@ -106,7 +120,7 @@ class Sandbox:
                 with suppress(OSError):
                     return self._nursery.cell(memory, self._seconds)
                 self._nursery.close()
-            self._nursery = Nursery(self._modules)
+            self._nursery = Nursery(self._modules, self._formats)
             return self._nursery.cell(memory, self._seconds)
 
 
@@ -114,31 +128,41 @@ class ConfinedPhoto(Photo):
     """A Photo that a cell decodes. What the cell says is believed only as far as it cannot harm."""
 
     def __init__(self, cell: Cell, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
-        super().__init__(file, limits, orientation)
         self._cell = cell
-        self.layout  # noqa: B018  opens it
+        super().__init__(file, limits, orientation)
 
-    @cached_property
-    def layout(self) -> tuple[tuple[int, int], Image.Transpose | None]:
+    def _read_header(self) -> Header:
         descriptor = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY)  # the cell reads, from the start
         try:
             said = self._cell.asked(Opening(self._limits, self._orientation), [descriptor])
         finally:
             os.close(descriptor)
         with self._cell.believed():
-            _, width, height, turn = LAYOUT.unpack(said)
+            _, width, height, bytes_needed = HEADER.unpack(said)
             if not (0 < width <= self._limits.side and 0 < height <= self._limits.pixels // width):
                 raise ValueError("no such picture is opened")
-            return (width, height), Image.Transpose(turn - 1) if turn else None
+            return Header((width, height), bytes_needed)
+
+    @cached_property
+    def turn(self) -> Image.Transpose | None:
+        return self._turn_in(self._cell.asked(Turning()))
 
     def decoded(self, reduction: int = 1) -> Image.Image:
         return Image.fromarray(self.through(Whole(reduction), reduction))
 
     def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
-        width, height = recipe.size_after(self.size)
-        pixels = np.empty((height, width, recipe.channels), np.uint8)
-        self._cell.asked(Decoding(recipe, reduction), into=pixels)
-        return pixels
+        return self._cell.pixels(Decoding(recipe, reduction), lambda said: self._size_after(recipe, said))
+
+    def _size_after(self, recipe: Recipe, said: bytes) -> tuple[int, int, int]:
+        """The shape of what `recipe` makes of the picture, turned as the cell says; the rest it has no say in."""
+        (width, height), turn = self._header.size, self._turn_in(said)
+        width, height = recipe.size_after((height, width) if turn in TURNS_SIDEWAYS else (width, height))
+        return height, width, recipe.channels
+
+    def _turn_in(self, said: bytes) -> Image.Transpose | None:
+        with self._cell.believed():
+            _, turn = TURN.unpack(said)
+            return Image.Transpose(turn - 1) if turn else None
 
 
 class Cell:
@@ -147,21 +171,28 @@ class Cell:
     def __init__(self, line: socket.socket, handle: int, seconds: float) -> None:
         self._line, self._handle, self._seconds = line, handle, seconds
 
-    def asked(self, request: Opening | Decoding, files: Sequence[int] = (), into: np.ndarray | None = None) -> bytes:
-        """What it says to `request`, with pixels put `into` an array.
+    def asked(self, request: Request, files: Sequence[int] = ()) -> bytes:
+        """What it says to `request`.
 
         Raises:
-            BrokenImage, TooManyPixels: it refuses the picture, or fails at it.
+            RequestError: it refuses the picture, or fails at it.
         """
+        return self._said(request, files, time.monotonic() + self._seconds)
+
+    def pixels(self, request: Decoding, shape: Callable[[bytes], tuple[int, int, int]]) -> np.ndarray:
+        """uint8, of the `shape` that what it says first stands for; raises as `asked`."""
         deadline = time.monotonic() + self._seconds
+        pixels = np.empty(shape(self._said(request, (), deadline)), np.uint8)
+        with self.believed():
+            self._receive(pixels.data.cast("B"), deadline)
+        return pixels
+
+    def _said(self, request: Request, files: Sequence[int], deadline: float) -> bytes:
         with self.believed():
             socket.send_fds(self._line, [pickle.dumps(request)], files)
             said = self._received(MOST_SAID, deadline)
-            if said[0] == OK and into is not None:
-                self._receive(into.data.cast("B"), deadline)
-        if said[0] != OK:
-            with self.believed():
-                refusal = REFUSALS[said[0] - 1](said[1:].decode())
+            refusal = None if said[0] == OK else REFUSALS[said[0] - 1](said[1:].decode())
+        if refusal:
             raise refusal
         return said
 
@@ -218,11 +249,11 @@ class Cell:
 class Nursery:
     """The process that cells are forked from."""
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    def __init__(self, modules: Sequence[str], formats: Sequence[str]) -> None:
         self._orders, theirs = _line()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-c", f"{NURSERY}({theirs.fileno()}, {[*modules]})"],
+                [sys.executable, "-s", "-c", f"{NURSERY}({theirs.fileno()}, {[*modules]}, {[*formats]})"],
                 env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},  # what has threads cannot be forked
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

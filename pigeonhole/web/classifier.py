@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from threading import BoundedSemaphore
@@ -14,11 +15,14 @@ import numpy as np
 from flask import g, request
 from PIL import Image
 
-from pigeonhole.errors import NotReady, URLNotAllowed, URLOff
+from pigeonhole.errors import NotReady, Overloaded, URLNotAllowed, URLOff
+from pigeonhole.intake.budget import Budget
 from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
+from pigeonhole.intake.pictures import Photo as IntakePhoto
 from pigeonhole.intake.sandbox import Sandbox
 from pigeonhole.intake.uploads import check_room
+from pigeonhole.machine import memory_in_use, usable_cores, usable_memory
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Engine, Photo, Prediction, Predictor
 from pigeonhole.model.recipe import Recipe
@@ -27,12 +31,15 @@ from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_o
 
 T = TypeVar("T")
 Phase = Callable[[str], AbstractContextManager[object]]
+DEADLINE_SECONDS = 20  # where the server does not say when
+RESERVE = 80 << 20  # bytes for gunicorn's master, the processes that decode while they do nothing, and buffers
+LEAST_MEMORY = 32 << 20  # bytes for pictures in any case, which is 8 million pixels of JPEG
 
 
 @cache
-def sandbox() -> Sandbox:
+def sandbox(formats: tuple[str, ...]) -> Sandbox:
     """This process's one, which ends with it."""
-    one = Sandbox(["pigeonhole.model.recipe"])
+    one = Sandbox(["pigeonhole.model.recipe"], formats)
     atexit.register(one.close)
     return one
 
@@ -80,8 +87,9 @@ class Classifier:
         phase: Phase = lambda name: nullcontext(),
     ) -> None:
         self._predictor, self._settings, self.phase = predictor, settings, phase
-        self._limits = Limits(settings.max_pixels, settings.max_side)
-        self._in_hand = BoundedSemaphore(settings.max_decoded)  # guards memory: decoding takes up to 16 bytes a pixel
+        self._limits = Limits(settings.max_pixels, settings.max_side, settings.formats)
+        self._in_hand = BoundedSemaphore(settings.max_decoded or usable_cores())  # guards the cores
+        self._budget = Budget(lambda: memory_for_pictures(settings.workers))
         self._fetcher = fetcher or Fetcher(
             settings.max_body_bytes, at_once=min(settings.max_fetches, max(1, settings.threads - 1))
         )
@@ -120,6 +128,7 @@ class Classifier:
                 self._a_turn(),
                 self.phase(phase),
                 self._opened(picture.file) as photo,
+                self._memory_for(photo),
             ):
                 answers.append(ask(Timed(photo, self.phase)))
         return answers
@@ -127,17 +136,25 @@ class Classifier:
     @contextmanager
     def _a_turn(self) -> Iterator[None]:
         with self.phase("turn"):
-            self._in_hand.acquire()
+            if not self._in_hand.acquire(timeout=max(0.0, _deadline() - time.monotonic())):
+                raise Overloaded("the picture waited for too long; please try again.")
         try:
             yield
         finally:
             self._in_hand.release()
 
-    def _opened(self, file: IO[bytes]) -> AbstractContextManager[Photo]:
-        wanted = self._settings.sandbox
-        if wanted == "on" or (wanted == "auto" and sandbox().works):
-            return sandbox().opened(file, self._limits, self._settings.orientation)
+    def _opened(self, file: IO[bytes]) -> AbstractContextManager[IntakePhoto]:
+        wanted, formats = self._settings.sandbox, self._settings.formats
+        if wanted == "on" or (wanted == "auto" and sandbox(formats).works):
+            return sandbox(formats).opened(file, self._limits, self._settings.orientation)
         return nullcontext(open_photo(file, self._limits, self._settings.orientation))
+
+    @contextmanager
+    def _memory_for(self, photo: IntakePhoto) -> Iterator[None]:
+        with ExitStack() as held:
+            with self.phase("turn"):
+                held.enter_context(self._budget.taken(photo.bytes_needed, _deadline()))
+            yield
 
     def ready(self) -> Engine:
         """The engine, if it would answer a picture that came now.
@@ -167,3 +184,13 @@ class Classifier:
             self._fetcher.fetch(url, file)
         file.seek(0)
         return SentPicture(file)
+
+
+def _deadline() -> float:
+    """When the request at hand has waited long enough, by `time.monotonic`."""
+    return float(request.environ.get("pigeonhole.deadline", time.monotonic() + DEADLINE_SECONDS))
+
+
+def memory_for_pictures(workers: int) -> int:
+    """In bytes: what a worker's share of the memory leaves beside what it holds already."""
+    return max(LEAST_MEMORY, usable_memory() // workers - memory_in_use() - RESERVE)

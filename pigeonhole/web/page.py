@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from werkzeug.exceptions import NotFound
 
 from pigeonhole.errors import NoImage, NotReady
+from pigeonhole.intake.formats import FORMATS, listed
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Prediction, Predictor
 from pigeonhole.settings import MIB, Settings
@@ -197,8 +198,14 @@ def _render_of(settings: Settings, examples: Examples) -> Callable[..., str]:
     jinja.filters.update(percent=percent, data_uri=data_uri, whereabouts=whereabouts)
     jinja.trim_blocks = jinja.lstrip_blocks = True
     template = jinja.get_template("page.html")
-    known: dict[str, Any] = {"settings": settings, "examples": list(examples), "mib": settings.max_body_bytes / MIB}
-    known["has_keys"] = settings.has_keys
+    known: dict[str, Any] = {
+        "settings": settings,
+        "examples": list(examples),
+        "mib": settings.max_body_bytes / MIB,
+        "accepted": listed(settings.formats),
+        "media_types": ",".join(FORMATS[name].media_type for name in settings.formats),
+        "has_keys": settings.has_keys,
+    }
 
     def render(abilities: Abilities, **more: Any) -> str:
         return template.render(known, abilities=abilities, **more)

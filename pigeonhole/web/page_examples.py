@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pigeonhole.errors import FolderError, RequestError
-from pigeonhole.intake.pictures import sniff
+from pigeonhole.intake.formats import sniff
 from pigeonhole.settings import MIB, Settings
 
 MOST = 12
-MEDIA_TYPES = {kind: f"image/{kind.lower()}" for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP")}
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,20 @@ def examples_of(settings: Settings) -> Sequence[ExamplePicture]:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         if not 1 <= len(paths) <= MOST:
             raise _refusal(folder, f"it holds {len(paths)} files, and 1 to {MOST} pictures are possible")
-        return [_example(path, settings.max_body_bytes) for path in paths]
+        return [_example(path, settings) for path in paths]
     except OSError as error:
         raise _refusal(folder, "it is not a folder with files that can be read") from error
 
 
-def _example(path: Path, most_bytes: int) -> ExamplePicture:
+def _example(path: Path, settings: Settings) -> ExamplePicture:
     if not path.is_file():
         raise _refusal(path.parent, f"{path.name} is not a file")
+    most_bytes = settings.max_body_bytes
     if path.stat().st_size > most_bytes:
         raise _refusal(path.parent, f"{path.name} is larger than {most_bytes / MIB:g} MiB, which is MAX_BODY_BYTES")
     try:
         with path.open("rb") as file:
-            return ExamplePicture(path, MEDIA_TYPES[sniff(file)])
+            return ExamplePicture(path, sniff(file, settings.formats).media_type)
     except RequestError as error:
         raise _refusal(path.parent, f"{path.name}: {str(error).rstrip('.')}") from error
 

@@ -64,7 +64,13 @@ class Unexplained(Colours):
 
 def unfinished(out: Path, content: bytes, **options: str) -> None:
     """Bring `out` into the state that a killed process of the same command leaves."""
-    model = {"model (engine)": "colours", "ORIENTATION": "upright", "MAX_PIXELS": "25000000", "MAX_SIDE": "10000"}
+    model = {
+        "model (engine)": "colours",
+        "ORIENTATION": "upright",
+        "MAX_PIXELS": "25000000",
+        "MAX_SIDE": "10000",
+        "IMAGE_FORMATS": "jpeg,png,gif,webp,bmp",
+    }
     made_by = {"PATH": '["p"]', "--top": "1", "--explain": "nothing", **model}
     kind = "csv" if out.suffix == ".csv" else "json"
     out.write_bytes(content)

@@ -1,11 +1,10 @@
-"""Places and memory for pictures."""
+"""Memory for pictures."""
 
 from __future__ import annotations
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from math import inf
 
 import pytest
@@ -16,19 +15,17 @@ from pigeonhole.intake.budget import Budget
 NOW = -inf  # nobody waits
 
 
-def budget(places: int = 10, memory: int = 100) -> Budget:
-    return Budget(places, lambda: memory)
+def budget(memory: int = 100) -> Budget:
+    return Budget(lambda: memory)
 
 
-def test_memory_and_places() -> None:
+def test_memory() -> None:
     """What does not fit any more waits, and does not wait for ever; what was given back can be had again."""
-    for full, amounts in ((budget(memory=100), (60, 30)), (budget(places=2), (1, 1))):
-        for _ in range(2):
-            with ExitStack() as held:
-                for amount in amounts:
-                    held.enter_context(full.taken(amount, NOW))
-                with pytest.raises(Overloaded), full.taken(20, time.monotonic() + 0.05):
-                    pass
+    full = budget(memory=100)
+    for _ in range(2):
+        soon = time.monotonic() + 0.05
+        with full.taken(60, NOW), full.taken(30, NOW), pytest.raises(Overloaded), full.taken(20, soon):
+            pass
 
 
 def test_what_never_fits() -> None:
@@ -41,11 +38,11 @@ def test_what_never_fits() -> None:
 
 
 def test_an_error_inside_gives_back() -> None:
-    """Whatever happens to a picture, its place is free afterwards."""
-    one = budget(places=1)
-    with pytest.raises(ZeroDivisionError), one.taken(1, NOW):
+    """Whatever happens to a picture, its memory is free afterwards."""
+    one = budget()
+    with pytest.raises(ZeroDivisionError), one.taken(100, NOW):
         raise ZeroDivisionError
-    with one.taken(1, NOW):
+    with one.taken(100, NOW):
         pass
 
 
@@ -67,17 +64,17 @@ def test_first_come_first_served() -> None:
 
 def test_never_more_than_there_is() -> None:
     """Of two hundred pictures at once the sum never exceeds the memory, and all have their turn."""
-    lock, most, now, place = threading.Lock(), [0, 0], [0, 0], budget(places=4, memory=100)
+    lock, most, now, place = threading.Lock(), [0], [0], budget(memory=100)
 
     def take(amount: int) -> None:
         with place.taken(amount, time.monotonic() + 20):
             with lock:
-                now[0], now[1] = now[0] + 1, now[1] + amount
-                most[0], most[1] = max(most[0], now[0]), max(most[1], now[1])
+                now[0] += amount
+                most[0] = max(most[0], now[0])
             time.sleep(0.0005)
             with lock:
-                now[0], now[1] = now[0] - 1, now[1] - amount
+                now[0] -= amount
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(take, [(number * 37) % 70 for number in range(200)]))
-    assert (now, most[0] <= 4, 60 < most[1] <= 100) == ([0, 0], True, True)
+    assert (now[0], 60 < most[0] <= 100) == (0, True)

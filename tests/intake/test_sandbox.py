@@ -8,12 +8,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image
 
 from app import create_app
 from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, RequestError, TooManyPixels
@@ -25,18 +28,19 @@ from pigeonhole.model.predictor import Predictor
 from pigeonhole.model.recipe import Recipe, Resize
 from pigeonhole.settings import Settings
 from pigeonhole.web import classifier
-from tests.conftest import GUNICORN, LIMITS, Colours, StartServer, form, picture, png_of_size
+from tests.conftest import GUNICORN, LIMITS, Colours, StartServer, encoded, form, picture, png_of_size
 from tests.intake import faults
 from tests.test_serving import post
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="processes are confined on Linux, on x86-64 and ARM")
 SECONDS = 2
+HEIC = Path(__file__).parent / "heic"
 RECIPE = Recipe(steps=(Resize((224, 224)),))
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    one = Sandbox(["pigeonhole.model.recipe", "tests.intake.faults"], SECONDS)
+    one = Sandbox(["pigeonhole.model.recipe", "tests.intake.faults"], seconds=SECONDS)
     yield one
     one.close()
 
@@ -115,14 +119,16 @@ def test_a_fault_is_one_pictures(sandbox: Sandbox, uploads: Path, does: Callable
     assert len(children(os.getpid())) == 2  # the nursery, and the cell that gave the last one
 
 
+@pytest.mark.parametrize("formats", [("png",), ("png", "heic")], ids=["alone", "with threads"])
 @pytest.mark.parametrize(
     "does",
     [faults.read_a_file, faults.write_a_file, faults.connect, faults.run, faults.fork, faults.kill],
     ids=lambda does: does.__name__,
 )
-def test_a_cell_can_only_compute(sandbox: Sandbox, uploads: Path, does: Callable[[], object]) -> None:
+def test_a_cell_can_only_compute(uploads: Path, does: Callable[[], object], formats: tuple[str, ...]) -> None:
     """Code that a picture smuggled in reads no file, writes none, does not connect, run, fork or kill."""
-    assert made(sandbox, uploads, picture(), faults.Fault(does)).max() == 255
+    with closing(Sandbox(["pigeonhole.model.recipe", "tests.intake.faults"], formats, SECONDS)) as one:
+        assert made(one, uploads, picture(), faults.Fault(does)).max() == 255
 
 
 def test_a_neighbour_goes_on(sandbox: Sandbox, uploads: Path) -> None:
@@ -172,7 +178,7 @@ def test_nothing_piles_up(sandbox: Sandbox, uploads: Path) -> None:
 
 def test_over_http(client: FlaskClient, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash of the decoder is answered with 422 broken_image, and the next request with 200."""
-    monkeypatch.setattr(classifier, "sandbox", lambda: sandbox)
+    monkeypatch.setattr(classifier, "sandbox", lambda formats: sandbox)
     with monkeypatch.context() as patched:
         patched.setattr("pigeonhole.intake.sandbox.Whole", lambda reduction: faults.Fault(faults.crash))
         answer = client.post("/predict", data=form((picture(), "x.png")))
@@ -184,7 +190,7 @@ def test_over_http(client: FlaskClient, sandbox: Sandbox, monkeypatch: pytest.Mo
 def no_cells(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> Sandbox:
     """A sandbox on a system that cannot have one."""
     monkeypatch.setattr("pigeonhole.intake.sandbox.NURSERY", "print")
-    monkeypatch.setattr(classifier, "sandbox", lambda: sandbox)
+    monkeypatch.setattr(classifier, "sandbox", lambda formats: sandbox)
     return sandbox
 
 
@@ -220,3 +226,16 @@ def test_the_servers_cells_end_with_it(start_server: StartServer, uploads: Path,
         time.sleep(0.05)
     assert not any(Path(f"/proc/{process}").exists() for process in others)
     server.stop()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF", "HEIC"])
+def test_types_on_demand(uploads: Path, kind: str) -> None:
+    """What IMAGE_FORMATS admits is decoded in cells as well, though they can have no threads."""
+    limits, one = replace(LIMITS, formats=(kind.lower(),)), Sandbox([], (kind.lower(),))
+    noise = Image.effect_noise((640, 480), 60).convert("RGB")
+    content = (HEIC / "upright.heic").read_bytes() if kind == "HEIC" else encoded(noise, kind)
+    with closing(one), Uploads(uploads) as files:
+        file = files.new()
+        file.write(content)
+        with one.opened(file, limits, "upright") as photo:
+            assert photo.decoded().tobytes() == open_photo(io.BytesIO(content), limits).decoded().tobytes()

@@ -7,7 +7,6 @@ const SHOWN_AT_FIRST = 5; // labels; page.py has the same
 const MOST_KEPT = 60; // pictures of a visit, with what the model said of them
 const PATIENCE = 60_000; // milliseconds
 const QUALITY = 0.95; // of the JPEG that a photo is shrunk to
-const TAKEN = ["image/jpeg", "image/png", "image/gif", "image/webp", "image/bmp"];
 const MAY_BE_TRANSPARENT = ["image/png", "image/gif", "image/webp"];
 const WORTH_ANOTHER_TRY = [408, 429, 502, 503, 504];
 const KEY_CODES = ["no_key", "bad_key"]; // another try, with another key
@@ -26,6 +25,7 @@ const $ = (id) => document.getElementById(id);
 const set = document.body.dataset;
 const usefulSide = Number(set.usefulSide) || null;
 const maxBytes = Number(set.maxBytes);
+const taken = $("image").accept.split(",");
 
 const KEPT = $("kept").textContent;
 
@@ -129,7 +129,7 @@ async function shrunk(file) {
     return file;
   }
   const scale = Math.min(1, usefulSide / Math.min(bitmap.width, bitmap.height));
-  const isTaken = TAKEN.includes(file.type); // others that the browser can read, like AVIF, are drawn anew
+  const isTaken = taken.includes(file.type); // others that the browser can read, like AVIF, are drawn anew
   if (scale === 1 && isTaken) {
     bitmap.close();
     return file;
