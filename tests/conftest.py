@@ -31,6 +31,7 @@ from pigeonhole.model.compiler import compile_export
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import Settings
+from tests.cases.table import pytest_addoption, pytest_configure  # noqa: F401  pytest looks for them here
 
 tqdm.monitor_interval = 0  # what compiles shows its progress with it, and its watching thread is no leak of ours
 

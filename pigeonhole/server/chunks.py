@@ -24,6 +24,11 @@ class Chunks:
         self.is_done = False
         self.surplus = b""  # what came behind the body
 
+    @property
+    def announced(self) -> int:
+        """Bytes of content that are to come of the chunk at hand."""
+        return self._left
+
     def feed(self, data: bytes) -> bytes:
         """The content in `data`.
 

@@ -37,7 +37,7 @@ IN_MEMORY = 64 * 1024  # bytes of a body that need no file
 BEGINS = re.compile(rb"[A-Z\r]")  # what a request can begin with; one line end may stand before it
 BARE_LF = re.compile(rb"(?<!\r)\n")
 END_OF_HEAD = b"\r\n\r\n"
-WITHOUT_WORK = ("GET", "HEAD", "OPTIONS")
+WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Incoming:
     @property
     def is_quick(self) -> bool:
         """Nothing has to be decoded or fetched for it: it has neither a body nor a query."""
-        return self.request.method in WITHOUT_WORK and not self.size and not self.request.query
+        return self.request.method in WITHOUT_BODY and not self.size and not self.request.query
 
     @property
     def waits_for_word(self) -> bool:
@@ -139,11 +139,13 @@ class Incoming:
         if self._chunks is not None:
             content = self._chunks.feed(data)
             self.is_whole, self.surplus = self._chunks.is_done, self._chunks.surplus
+            announced = self._chunks.announced
         else:
             left = self._length - self.size
             content, self.surplus = data[:left], data[left:]
             self.is_whole = len(content) == left
-        self._check(self.size + len(content))
+            announced = 0
+        self._check(self.size + len(content) + announced)
         self._keep(content)
         if self.is_whole:
             self.body.seek(0)

@@ -14,7 +14,6 @@ def refusal(error: RequestError | ServiceError, request_id: str, head_only: bool
     """The whole answer as it goes over the wire; of one to HEAD only its head."""
     body = Problem(error=str(error), code=error.code, request_id=request_id).model_dump_json().encode() + b"\n"
     headers = {
-        "Server": "gunicorn",
         "Date": formatdate(usegmt=True),
         "Connection": "close",
         "Content-Type": "application/json",

@@ -30,7 +30,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from pigeonhole.errors import Overloaded, RequestError, ServiceError, SlowUpload
 from pigeonhole.server.connection import Connection, Outbox, State
-from pigeonhole.server.incoming import Incoming, Limits
+from pigeonhole.server.incoming import WITHOUT_BODY, Incoming, Limits
 from pigeonhole.server.lanes import Lane
 from pigeonhole.server.refusals import refusal
 from pigeonhole.web.log_lines import tell_request
@@ -272,7 +272,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         request = incoming.request
         request.body = incoming.body
         request._expected_100_continue = False
-        response, environ = wsgi.create(request, outbox, connection.client, connection.server, self.cfg)
+        response, environ = wsgi.create(
+            request, outbox, connection.client, connection.server, self.cfg, response_class=Answer
+        )
         environ["wsgi.multithread"] = True
         environ["pigeonhole.began"] = incoming.began
         environ["pigeonhole.received"] = incoming.received
@@ -283,7 +285,13 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.alive = False
         if not self.alive or not self.cfg.keepalive:
             response.force_close()
-        parts = self.wsgi(environ, response.start_response)
+
+        def start_response(status: str, *rest: Any) -> Any:
+            if status >= "4" and request.method not in WITHOUT_BODY:  # what follows may be the rest of its body
+                response.force_close()
+            return response.start_response(status, *rest)
+
+        parts = self.wsgi(environ, start_response)
         try:
             for part in parts:
                 response.write(part)
@@ -421,6 +429,13 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._release(connection)
         connection.socket.close()
         connection.deadline = inf
+
+
+class Answer(wsgi.Response):  # type: ignore[misc]
+    """gunicorn's, which does not say that it is gunicorn's."""
+
+    def default_headers(self) -> list[str]:
+        return [line for line in super().default_headers() if not line.startswith("Server:")]
 
 
 def _sent_at_once(to: socket.socket, content: bytes) -> bytes:

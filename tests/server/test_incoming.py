@@ -95,6 +95,7 @@ REFUSED: dict[str, tuple[bytes, type[RequestError]]] = {
     "5,000 digits": (POST + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n", BadRequest),
     "4,000 digits": (POST + b"Content-Length: " + b"1" * 4000 + b"\r\n\r\n", TooLarge),
     "one byte more": (POST + b"Content-Length: %d\r\n\r\n" % (LIMIT + 1), TooLarge),
+    "a chunk of 16 EiB": (POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", TooLarge),
     "one chunk more": (POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1), TooLarge),
     "long address": (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", URLTooLong),
     "long address, no end": (b"GET /" + b"a" * MAX_HEAD, URLTooLong),

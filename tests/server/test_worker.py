@@ -131,6 +131,15 @@ def test_behind_a_refused_request(server: Server) -> None:
     assert b'"code":"bad_request"' in got
 
 
+def test_behind_a_refused_body(server: Server) -> None:
+    """What follows a request whose body was refused is nobody's request: it may be the rest of that body."""
+    short = HEAD + b"Content-Length: 9\r\n\r\n" + b"not a form" + PING
+    with connected(server) as connection:
+        connection.sendall(short)
+        got = all_of(connection)
+    assert (got.count(b"HTTP/1.1"), got.count(b"Connection: close"), b"pong" in got) == (1, 1, False)
+
+
 def test_too_large_and_told_so(server: Server) -> None:
     """A client that sends far too much and reads afterwards gets to read why, and was not told to go on."""
     head = HEAD + b"Expect: 100-continue\r\nContent-Length: 20000000\r\n\r\n"

@@ -47,9 +47,9 @@ WAYS: dict[str, Callable[[FlaskClient], Any]] = {
     "raw, another type": lambda client: client.post("/predict", data=BLUE, content_type="image/jpeg"),
     "octets": lambda client: client.post("/predict", data=BLUE, content_type="application/octet-stream"),
     "base64": lambda client: post_json(client, {"image": TEXT}),
-    "data URI": lambda client: post_json(client, {"image": "data:image/png;base64," + TEXT}),
-    "data URI, another type": lambda client: post_json(client, {"image": "data:text/html;base64," + TEXT}),
-    "data URI without a type": lambda client: post_json(client, {"image": "data:;base64," + TEXT}),
+    "D2 data URI": lambda client: post_json(client, {"image": "data:image/png;base64," + TEXT}),
+    "D2 data URI, another type": lambda client: post_json(client, {"image": "data:text/html;base64," + TEXT}),
+    "D2 data URI without a type": lambda client: post_json(client, {"image": "data:;base64," + TEXT}),
     "charset by another name": lambda client: client.post(
         "/predict", data=json.dumps({"image": TEXT}), content_type="application/json;charset=utf8"
     ),
