@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PORT ?= 5000
 export PYTHON PORT
 
-.PHONY: serve test lock clean
+.PHONY: serve test test-faults lock clean
 
 serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
 	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app
@@ -12,6 +12,9 @@ test: .venv/test  ## lint, types and tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/pytest
+
+test-faults: .venv/test  ## load, leaks, signals, disks, clocks: 20 minutes, on Linux
+	.venv/bin/pytest tests/faults
 
 lock: .venv/serve  ## Pipfile.lock anew from Pipfile
 	tools/lock.sh

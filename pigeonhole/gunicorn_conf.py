@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
 from pigeonhole.intake.formats import load_decoders
@@ -33,20 +33,22 @@ from pigeonhole.wiring import model_of
 
 M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
 LARGE = 1 << 20
+SHARED_MEMORY = "/dev/shm"  # in a read-only container the one folder that can be written to, beside UPLOADS
 WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
 
 while os.open(os.devnull, os.O_RDWR) < 3:  # where standard error is closed, an upload would be opened in its place
     pass
 
 
+def _say(sentence: str, to: TextIO | None = None) -> None:
+    """To standard output; where that is full or nobody reads it any more, the service does without."""
+    with suppress(OSError):
+        print(sentence, file=to, flush=True)
+
+
 def _refuse(error: PigeonholeError, status: int) -> NoReturn:
-    _say(f"Pigeonhole does not start.\n{error}", "stderr")
+    _say(f"Pigeonhole does not start.\n{error}", sys.stderr)
     sys.exit(status)
-
-
-def _say(sentence: str, to: Literal["stdout", "stderr"] = "stdout") -> None:
-    with suppress(OSError):  # nobody takes it
-        print(sentence, file=getattr(sys, to), flush=True)
 
 
 try:
@@ -63,6 +65,7 @@ worker_connections = settings.max_connections
 timeout = 120  # seconds a worker may take to load its model; afterwards its heart beats whatever the threads do
 graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 30
 keepalive = 5
+worker_tmp_dir = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None  # the heart beats there, not on a disk
 sendfile = False  # what is answered is sent by the event loop
 control_socket_disable = True
 accesslog = None  # our own line, one a request, of pigeonhole.web.log_lines

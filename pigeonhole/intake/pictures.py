@@ -177,6 +177,8 @@ class Photo:
             return None
         try:
             return TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        except PigeonholeError:  # the disk's trouble
+            raise
         except Exception:  # a picture is not refused for its metadata; Pillow raises half a dozen kinds for broken EXIF
             return None
 

@@ -25,8 +25,20 @@ class Upload(io.BufferedRandom):
     """A file that turns the disk's trouble into our error.
 
     Raises:
-        NoSpace: the disk is full, read-only or gone.
+        NoSpace: the disk is full, read-only or gone, or does not give back what it took.
     """
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _disk_trouble():
+            return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        with _disk_trouble():
+            return super().readinto(buffer)
+
+    def tell(self) -> int:
+        with _disk_trouble():
+            return super().tell()
 
     def write(self, data: Any) -> int:
         with _disk_trouble():

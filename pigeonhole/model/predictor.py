@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from pigeonhole.errors import BadParameter, ModelFault, NotAvailable, NotReady, RequestError, StartError
+from pigeonhole.errors import BadParameter, ModelFault, NotAvailable, NotReady, RequestError, ServiceError, StartError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,7 +192,7 @@ class Predictor:
 def _guarded() -> Iterator[None]:
     try:
         yield
-    except (RequestError, ModelFault):
+    except (RequestError, ServiceError):
         raise
     except Exception as error:
         raise ModelFault("the model failed on this picture.") from error

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import selectors
+import signal
 import socket
 import time
 import uuid
@@ -53,6 +54,7 @@ MOST_DESCRIPTORS = 65_536  # as many as anybody needs, where there is no limit
 FILES_A_REQUEST = 3  # its socket and its files
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 OUR_FAULT = "something went wrong here, not with your request; please try again."
+TOO_MANY = "too many connections are open; please try again."
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -67,6 +69,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         _raise_descriptor_limit()
         super().init_process()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Ctrl-C, too, lets what was accepted be answered; pressed again, it does not."""
+        if sig == signal.SIGINT and not self.alive:
+            super().handle_quit(sig, frame)
+        self.handle_exit(sig, frame)  # the master, interrupted, sends SIGQUIT
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.cfg.threads, "answering")
@@ -156,7 +164,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             connected, client = listener.accept()
         except OSError as error:
-            if error.errno in NO_DESCRIPTORS and not self._evict() and self._accepting:
+            if error.errno in NO_DESCRIPTORS and self._accepting and not self._evict():
                 self.set_accept_enabled(False)
             return False
         connected.setblocking(False)
@@ -171,13 +179,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         return any(one.state is not State.ANSWERING for one in self._connections)
 
     def _evict(self) -> bool:
-        """Close a few that wait for their client: idle ones, then those whose time is up soonest."""
-        waiting = [one for one in self._connections if one.state is not State.ANSWERING]
-        for connection in heapq.nsmallest(EVICTED_AT_ONCE, waiting, key=lambda one: (not one.is_idle, one.deadline)):
-            if connection.state is State.RECEIVING and connection.incoming.has_begun:
-                self._tell(connection, Overloaded("too many connections are open."), uuid.uuid4().hex)
+        """Close a few that are idle, else the one that waits for its client and whose time is up soonest."""
+        idle = [one for one in self._connections if one.is_idle]
+        slow = [] if idle else [one for one in self._connections if one.state is not State.ANSWERING]
+        soonest = heapq.nsmallest(EVICTED_AT_ONCE if idle else 1, idle or slow, key=lambda one: one.deadline)
+        for connection in soonest:
+            if connection.state is State.RECEIVING and not connection.is_idle:
+                _sent_at_once(connection.socket, self._refused(connection, Overloaded(TOO_MANY)))
             self._drop(connection)
-        return bool(waiting)
+        return bool(soonest)
 
     # receiving
 
@@ -253,7 +263,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             content, stays = self._ask_app(connection)
         except Overloaded as error:
             content, stays = self._refused(connection, error), False
-        except Exception as error:
+        except BaseException as error:  # an app that exits would end the loop
             trouble = ServiceError(OUR_FAULT)
             trouble.__cause__ = error
             content, stays = self._refused(connection, trouble), False

@@ -22,7 +22,7 @@ PHASES = {
     "wait": "until a thread begins with it",
     "read": "taking the pictures out of a form, JSON or tensor",
     "fetch": "getting a picture from the web",
-    "turn": "until there is memory for decoding",
+    "turn": "until there is a core for decoding, and then until there is memory",
     "decode": "from a picture's bytes to its pixels",
     "infer": "what the model says of a picture",
     "explain": "the same, and where it looked",

@@ -7,12 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pigeonhole.errors import FolderError, NoSpace
-from pigeonhole.intake.uploads import PREFIX, Uploads, prepare
+from pigeonhole.intake.uploads import PREFIX, Upload, Uploads, prepare
 
 
 def test_written_and_read_back(uploads: Path) -> None:
@@ -67,6 +68,24 @@ def test_a_full_disk(uploads: Path) -> None:
         with pytest.raises(NoSpace):
             file.write(b"photo" * 99_999)
     assert file.closed
+
+
+READS: dict[str, Callable[[Upload], object]] = {
+    "read": lambda file: file.read(10),
+    "readinto": lambda file: file.readinto(bytearray(10)),
+    "tell": lambda file: file.tell(),
+    "seek": lambda file: file.seek(0),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_a_disk_that_gives_nothing_back(uploads: Path, read: Callable[[Upload], object]) -> None:
+    """A disk that does not give back what it took is our trouble, too: no photo is called damaged for it."""
+    with Uploads(uploads) as files:
+        file = files.new()
+        os.close(file.fileno())
+        with pytest.raises(NoSpace):
+            read(file)
 
 
 def test_prepare_sweeps(uploads: Path) -> None:

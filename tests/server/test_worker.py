@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -168,6 +169,20 @@ def test_a_slow_reader_holds_no_thread(start_server: StartServer, uploads: Path)
         assert answer(connection)[0] == 200
         assert seconds_to_ping(server) < 1
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_the_middle(start_server: StartServer, uploads: Path, by: signal.Signals) -> None:
+    """A request that was accepted before the service is stopped is answered, also if its end comes later."""
+    server = start_server(UPLOADS=str(uploads))
+    with connected(server) as connection:
+        connection.sendall(UPLOAD[:-100])
+        assert seconds_to_ping(server) < 5  # so it is accepted
+        server.process.send_signal(by)
+        time.sleep(0.5)
+        connection.sendall(UPLOAD[-100:])
+        assert answer(connection)[0] == 200
+    assert server.process.wait(10) == 0
 
 
 def test_more_than_can_wait(start_server: StartServer, uploads: Path) -> None:

@@ -1,0 +1,1 @@
+"""What may go wrong while the service runs: load, leaks, signals, disks, memory, clocks. `make test-faults` runs it."""
