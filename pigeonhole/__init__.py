@@ -24,7 +24,8 @@ The map, and the direction of imports (left may import right, never back):
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;
                     and all of them -> judging -> shapes -> pickles -> names
     intake          getting a picture, from an upload, from text or from the web: hostile bytes in, an upright RGB
-                    picture out; sandbox -> cells -> confinement, pictures -> formats, memory, pixels, rationed
+                    picture out; sandbox -> cells -> confinement, pictures -> formats, memory, pixels, rationed;
+                    uploads, budget, fetch -> addresses
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once
     drafts          a file that is there whole or not at all

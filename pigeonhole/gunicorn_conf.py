@@ -99,15 +99,16 @@ def post_worker_init(worker: Any) -> None:
     """In each worker, before its first request."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash leaves on the disk would hold photos
     start_logging(settings.log_level)
+    first = worker.age <= settings.workers  # a later one that fails must not take the others down
+    status = WORKER_BOOT_ERROR if first else 1
     try:
         engine = worker.wsgi.extensions["predictor"].load()
     except PigeonholeError as error:
-        first = worker.age <= settings.workers  # a later one that fails must not take the others down
-        _refuse(error, WORKER_BOOT_ERROR if first else 1)
-    if settings.sandbox != "off" and not sandbox(settings.formats).works and settings.sandbox == "on":
-        _refuse(
-            SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), WORKER_BOOT_ERROR
-        )
+        _refuse(error, status)
+    if settings.sandbox != "off":
+        works = sandbox(settings.formats).works  # the first cell, and the word of warning if there is none
+        if settings.sandbox == "on" and not works:
+            _refuse(SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), status)
     if engine.about["engine"] == "compiled":
         _give_memory_back()
     if worker.age == 1:  # the first one speaks for all

@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on; `0.0.0.0` lets other machines in")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 5000
     workers: Annotated[int, Field(ge=1, le=64, description="processes, each with a model of its own")] = 1
-    threads: Annotated[int, Field(ge=1, le=256, description="requests one worker takes in at the same time")] = 8
+    threads: Annotated[int, Field(ge=1, le=256, description="requests one worker answers at the same time")] = 8
     uploads: Annotated[Path, Field(description="folder where a photo lies while it is being answered")] = Path("tmp")
     orientation: Annotated[
         Literal["upright", "as-stored"],
@@ -132,7 +132,6 @@ class Settings(BaseSettings):
     )
     max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
     max_files: Annotated[int, Field(ge=1, le=1000, description="most files in one request")] = 10
-    # phones take 12 to 24 million; decoding takes up to 12 bytes for each
     image_formats: Annotated[
         str,
         Field(
@@ -140,6 +139,7 @@ class Settings(BaseSettings):
             description="types of picture that are accepted, by commas; `avif`, `heic` and `tiff` can be added",
         ),
     ] = "jpeg,png,gif,webp,bmp"
+    # phones take 12 to 24 million; `intake.memory` has what decoding takes for each
     max_pixels: Annotated[
         int, Field(ge=1, le=PILLOWS_OWN_PIXEL_LIMIT, description="most pixels of a picture, read from its header")
     ] = 25_000_000
@@ -351,7 +351,7 @@ def _as_text(value: object) -> str:
 
 def _complaint(error: ErrorDetails) -> str:
     name = str(error["loc"][0])
-    seen = "…" if name in ("api_keys", "rate_limit_storage") else error["input"]  # the terminal may be a log
+    seen = "…" if name in ADDRESSES | {"api_keys"} else error["input"]  # the terminal may be a log
     # pydantic says "Input should be a valid integer, unable to parse string as an integer"
     allowed = re.sub(r"^\w+ should (be )?|, unable to parse.*", "", error["msg"])
     if error["type"] in ("string_pattern_mismatch", "value_error"):

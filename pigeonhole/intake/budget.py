@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from threading import Condition
+from threading import TIMEOUT_MAX, Condition
 
 from pigeonhole.errors import Overloaded, TooManyPixels
 
@@ -42,7 +42,9 @@ class Budget:
                 raise TooManyPixels("the picture takes more memory than there is here; send a smaller one.")
             self._queue.append(ticket)
             try:
-                if not self._changed.wait_for(lambda: self._is_next(ticket, amount), until - time.monotonic()):
+                if not self._changed.wait_for(
+                    lambda: self._is_next(ticket, amount), min(TIMEOUT_MAX, until - time.monotonic())
+                ):
                     raise Overloaded("the picture waited for too long; please try again.")
                 self._in_use += amount
             finally:

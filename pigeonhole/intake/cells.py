@@ -37,7 +37,7 @@ from pigeonhole.intake.pictures import EXIF_ORIENTATION, Limits, Orientation, Ph
 MOST_ASKED = 1 << 16  # bytes of a request, pickled; a recipe takes a thousand
 PACKET = 1 << 16  # bytes; a socket holds three such
 MOST_SAID = 1_000  # bytes of a refusal's sentence
-OK, READY = 0, b"ready"
+OK, READY, BUSY = 0, b"ready", b"busy"
 REFUSALS: tuple[type[RequestError], ...] = (
     BrokenImage,
     TooManyPixels,
@@ -94,13 +94,18 @@ def main(descriptor: int, modules: Sequence[str], formats: Sequence[str]) -> Non
         order, sockets, _, _ = socket.recv_fds(orders, MOST_ASKED, 1)
         if not order:
             return
-        if (cell := os.fork()) == 0:
-            orders.close()
-            answer_on(socket.socket(fileno=sockets[0]), int(order), own, threads="heic" in formats)
-        handle = os.pidfd_open(cell)
-        socket.send_fds(orders, [READY], [handle])
-        os.close(handle)
-        os.close(sockets[0])
+        try:
+            if (cell := os.fork()) == 0:
+                orders.close()
+                answer_on(socket.socket(fileno=sockets[0]), int(order), own, threads="heic" in formats)
+            handle = os.pidfd_open(cell)
+        except OSError:  # the system has no more processes or descriptors at the moment
+            orders.send(BUSY)
+        else:
+            socket.send_fds(orders, [READY], [handle])
+            os.close(handle)
+        for line in sockets:
+            os.close(line)
 
 
 def load_all(modules: Sequence[str], formats: Sequence[str]) -> None:

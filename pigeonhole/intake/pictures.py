@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import IO, Literal, Protocol, cast
 
 import numpy as np
@@ -92,6 +91,7 @@ class Photo:
 
     def __init__(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
         self._file, self._limits, self._orientation = file, limits, orientation
+        self._turn: tuple[Image.Transpose | None] | None = None  # as soon as it is known
         self._format = sniff(file, limits.formats)
         self._header = self._read_header()
 
@@ -104,7 +104,7 @@ class Photo:
         """The most memory that decoding it whole takes at any moment, beside the upload, as its header tells."""
         return self._header.bytes_needed
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, upright."""
         width, height = self._header.size
@@ -133,7 +133,8 @@ class Photo:
             if reduction > 1:
                 opened.draft(None, (max(1, opened.width // reduction), max(1, opened.height // reduction)))
             image = pixels_of(opened)
-            turn = self.__dict__["turn"] = self._turn(opened)
+            turn = self._turn_of(opened)
+            self._turn = (turn,)
             return to_rgb(image if turn is None else instead_of(image, image.transpose(turn)))
 
     def through(self, recipe: Recipe, reduction: int = 1) -> np.ndarray:
@@ -162,17 +163,22 @@ class Photo:
         with self._opened() as image:
             return Header(image.size, bytes_to_decode(image, self._may_be_turned(image), file_size))
 
-    @cached_property
+    @property  # a cached one would lock all photos while one of them looks
     def turn(self) -> Image.Transpose | None:
         """How it has to be turned to be upright. Of a PNG this may be told behind its pixels, and they are decoded."""
+        if self._turn is None:
+            self._turn = (self._find_turn(),)
+        return self._turn[0]
+
+    def _find_turn(self) -> Image.Transpose | None:
         with self._opened() as image:
-            return self._turn(image)
+            return self._turn_of(image)
 
     def _may_be_turned(self, image: Image.Image) -> bool:
         """As far as the header tells; it does not of these two."""
-        return image.format in ("PNG", "TIFF") or self._turn(image) is not None
+        return image.format in ("PNG", "TIFF") or self._turn_of(image) is not None
 
-    def _turn(self, image: Image.Image) -> Image.Transpose | None:
+    def _turn_of(self, image: Image.Image) -> Image.Transpose | None:
         if self._orientation == "as-stored" or image.format == "TIFF":  # which Pillow turns by itself
             return None
         try:

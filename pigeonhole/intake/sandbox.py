@@ -117,9 +117,9 @@ class Sandbox:
     def _new_cell(self, memory: int) -> Cell:
         with self._ordering:
             if self._nursery:
-                with suppress(OSError):
+                with suppress(ConnectionError):
                     return self._nursery.cell(memory, self._seconds)
-                self._nursery.close()
+                self._nursery.close()  # it is gone, and all its cells
             self._nursery = Nursery(self._modules, self._formats)
             return self._nursery.cell(memory, self._seconds)
 
@@ -143,8 +143,7 @@ class ConfinedPhoto(Photo):
                 raise ValueError("no such picture is opened")
             return Header((width, height), bytes_needed)
 
-    @cached_property
-    def turn(self) -> Image.Transpose | None:
+    def _find_turn(self) -> Image.Transpose | None:
         return self._turn_in(self._cell.asked(Turning()))
 
     def decoded(self, reduction: int = 1) -> Image.Image:
@@ -182,8 +181,9 @@ class Cell:
     def pixels(self, request: Decoding, shape: Callable[[bytes], tuple[int, int, int]]) -> np.ndarray:
         """uint8, of the `shape` that what it says first stands for; raises as `asked`."""
         deadline = time.monotonic() + self._seconds
-        pixels = np.empty(shape(self._said(request, (), deadline)), np.uint8)
+        said = self._said(request, (), deadline)
         with self.believed():
+            pixels = np.empty(shape(said), np.uint8)
             self._receive(pixels.data.cast("B"), deadline)
         return pixels
 
@@ -263,15 +263,19 @@ class Nursery:
         self._orders.settimeout(START)
 
     def cell(self, memory: int, seconds: float) -> Cell:
-        """A new one; raises OSError if it cannot be had."""
+        """A new one.
+
+        Raises:
+            ConnectionError: the nursery is gone.
+            OSError: a cell cannot be had at the moment.
+        """
         ours, theirs = _line()
         ours.settimeout(START)
         try:
             with theirs:
-                socket.send_fds(self._orders, [str(memory).encode()], [theirs.fileno()])
-            _, handles, _, _ = socket.recv_fds(self._orders, len(READY), 1)
+                handles = self._ordered(str(memory).encode(), theirs.fileno())
             if not handles:
-                raise OSError("the nursery is gone.")
+                raise OSError("the system has no more processes or descriptors.")
             cell = Cell(ours, handles[0], seconds)
             if ours.recv(len(READY)) != READY:
                 cell.kill()
@@ -283,7 +287,19 @@ class Nursery:
 
     def close(self) -> None:
         self._orders.close()
+        self._process.kill()
         self._process.wait()
+
+    def _ordered(self, order: bytes, line: int) -> list[int]:
+        """The new cell's handle, if there is one."""
+        try:
+            socket.send_fds(self._orders, [order], [line])
+            said, handles, _, _ = socket.recv_fds(self._orders, len(READY), 1)
+        except TimeoutError as error:  # what it says later would be taken for an answer to the next order
+            raise ConnectionError("the nursery does not answer.") from error
+        if not said:
+            raise ConnectionError("the nursery is gone.")
+        return handles
 
 
 def _line() -> tuple[socket.socket, socket.socket]:

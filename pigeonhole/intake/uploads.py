@@ -106,7 +106,9 @@ def check_room(folder: Path) -> None:
 
 def _nameless(folder: Path) -> Upload:
     with _disk_trouble():
-        return Upload(tempfile.TemporaryFile(buffering=0, prefix=PREFIX, dir=folder))
+        file = Upload(tempfile.TemporaryFile(buffering=0, prefix=PREFIX, dir=folder))  # noqa: SIM115
+        os.fchmod(file.fileno(), 0o600)  # a umask may have left less, and the sandbox opens it anew
+        return file
 
 
 @contextmanager

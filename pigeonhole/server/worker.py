@@ -24,6 +24,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from gunicorn.errors import ConfigError
 from gunicorn.http import wsgi
@@ -33,7 +34,7 @@ from pigeonhole.errors import Overloaded, RequestError, ServiceError, SlowUpload
 from pigeonhole.server.connection import Connection, Outbox, State
 from pigeonhole.server.incoming import WITHOUT_BODY, Incoming, Limits
 from pigeonhole.server.lanes import Lane
-from pigeonhole.server.refusals import refusal
+from pigeonhole.server.refusals import refusal, shared_with
 from pigeonhole.web.log_lines import tell_request
 from pigeonhole.web.metrics import NOWHERE
 
@@ -44,7 +45,7 @@ TICK = 0.25  # seconds between two looks at the deadlines
 READ = 256 * 1024  # bytes at a time; each read may wait 5 ms for Python's lock, so that fewer are faster
 ACCEPTED_AT_ONCE = 64  # connections, before others get their turn
 EVICTED_AT_ONCE = 16  # connections that go when there is no room for another
-BODIES_HELD = 16  # times the largest body: what all that are being received and answered take on disk
+BODIES_HELD = 16  # times the largest body: all that are being received, wait or are answered
 SEND_SECONDS = 10  # for a client to read its answer
 LINGER_SECONDS = 5  # for a refused client to stop sending, so that it gets to read why
 LINGER_BODIES = 4  # times the largest body
@@ -54,6 +55,7 @@ MOST_DESCRIPTORS = 65_536  # as many as anybody needs, where there is no limit
 FILES_A_REQUEST = 3  # its socket and its files
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 OUR_FAULT = "something went wrong here, not with your request; please try again."
+TOO_MUCH = "too much is being received at the moment; please try again."
 TOO_MANY = "too many connections are open; please try again."
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -95,6 +97,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._limits = Limits(settings.max_body_bytes, settings.uploads)
         self._receive_seconds: float = settings.receive_seconds
         self._answer_seconds: float = settings.answer_seconds
+        self._origins: frozenset[str] = settings.origins
         self._lane = Lane(self.tpool, self.cfg.threads, settings.max_waiting)
         self._quick_lane = Lane(ThreadPoolExecutor(QUICK_THREADS, "quick"), QUICK_THREADS, settings.max_waiting)
         self._metrics = self.wsgi.extensions["metrics"]
@@ -117,13 +120,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def _sweep(self, now: float) -> None:
         for connection in [one for one in self._connections if one.deadline < now]:
-            if connection.state is State.RECEIVING and connection.incoming.has_begun:
-                seconds = f"{self._receive_seconds:g} seconds"
-                self._refuse(connection, SlowUpload(f"the request did not come within {seconds}."))
-            else:
-                self._drop(connection)
+            self._guarded(self._end_patience, connection)
         if self.alive:
             self.set_accept_enabled(len(self._connections) < self._most or self._can_evict())
+
+    def _end_patience(self, connection: Connection) -> None:
+        if connection.state is State.RECEIVING and connection.incoming.has_begun:
+            seconds = f"{self._receive_seconds:g} seconds"
+            self._refuse(connection, SlowUpload(f"the request did not come within {seconds}."))
+        else:
+            self._drop(connection)
 
     def _finish(self) -> None:
         """Take nobody new, and answer whoever is here; whoever waits to be accepted counts as being here."""
@@ -184,10 +190,13 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         slow = [] if idle else [one for one in self._connections if one.state is not State.ANSWERING]
         soonest = heapq.nsmallest(EVICTED_AT_ONCE if idle else 1, idle or slow, key=lambda one: one.deadline)
         for connection in soonest:
-            if connection.state is State.RECEIVING and not connection.is_idle:
-                _sent_at_once(connection.socket, self._refused(connection, Overloaded(TOO_MANY)))
-            self._drop(connection)
+            self._guarded(self._send_away, connection)
         return bool(soonest)
+
+    def _send_away(self, connection: Connection) -> None:
+        if connection.state is State.RECEIVING and not connection.is_idle:
+            _sent_at_once(connection.socket, self._refused(connection, Overloaded(TOO_MANY)))
+        self._drop(connection)
 
     # receiving
 
@@ -210,6 +219,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             self._feed(incoming, data)
             self._admit(incoming)
+            self._make_room(connection)
         except (RequestError, ServiceError) as error:
             self._refuse(connection, error)
             return
@@ -236,8 +246,18 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         """Raise Overloaded for a request whose head is here if it would not be served, before its body comes."""
         if incoming.request is not None and not self._lane_of(incoming).has_room:
             raise Overloaded("too many requests are waiting already; please try again.")
-        if self._held > BODIES_HELD * self._limits.body_bytes:
-            raise Overloaded("too much is being received already; please try again.")
+
+    def _make_room(self, newcomer: Connection) -> None:
+        """Where too much is held, those go whose bodies have been coming longest; raises Overloaded if there are none.
+
+        So clients that stop just before the end are in nobody's way.
+        """
+        while self._held > BODIES_HELD * self._limits.body_bytes:
+            receiving = [one for one in self._connections if one.state is State.RECEIVING and one.incoming.size]
+            longest = min(receiving, key=lambda one: one.deadline, default=newcomer)
+            if longest is newcomer:
+                raise Overloaded(TOO_MUCH)
+            self._refuse(longest, Overloaded(TOO_MUCH))
 
     def _lane_of(self, incoming: Incoming) -> Lane:
         return self._quick_lane if incoming.is_quick else self._lane
@@ -316,31 +336,34 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if done.cancelled() or connection not in self._connections:
             self._drop(connection)
             return
-        unsent, connection.stays = done.result()
-        self._guarded(lambda one: self._send(one, unsent), connection)
+        self._guarded(lambda one: self._send_rest(one, *done.result()), connection)
+
+    def _send_rest(self, connection: Connection, unsent: bytes, stays: bool) -> None:
+        connection.stays = stays
+        self._send(connection, unsent)
 
     # refusing
 
     def _refuse(self, connection: Connection, error: RequestError | ServiceError) -> None:
         """Answer and close: where the next request would begin is not known, or not worth waiting for."""
         connection.stays = False
-        connection.patience = LINGER_BODIES * self._limits.body_bytes
         self._send(connection, self._refused(connection, error))
 
     def _refused(self, connection: Connection, error: RequestError | ServiceError) -> bytes:
         request_id = uuid.uuid4().hex
         self._tell(connection, error, request_id)
         request = connection.incoming.request
-        return refusal(error, request_id, head_only=getattr(request, "method", None) == "HEAD")
+        head_only = getattr(request, "method", None) == "HEAD"
+        return refusal(error, request_id, shared_with(self._origins, request), head_only)
 
     def _tell(self, connection: Connection, error: RequestError | ServiceError, request_id: str) -> None:
         """Count and log what Flask does not see."""
         incoming = connection.incoming
         request = incoming.request
-        method, path = (request.method, request.path) if request else ("-", "-")
+        method, path = (request.method, unquote(request.path)) if request else ("-", "-")
         seconds = time.monotonic() - incoming.began
         self._metrics.request(NOWHERE, method, error.status, seconds)
-        trouble = error if error.__cause__ and isinstance(error, ServiceError) else None
+        trouble = error if isinstance(error, ServiceError) and error.__cause__ else None
         tell_request(request_id, method, path, error.status, seconds, code=error.code, trouble=trouble)
 
     # sending
@@ -363,7 +386,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._watch(connection, selectors.EVENT_WRITE, self._write)
         elif connection.stays:
             self._await_next(connection)
-        elif connection.patience or connection.incoming.surplus:
+        elif not connection.incoming.is_whole or connection.incoming.surplus:
             self._linger(connection)
         else:
             self._drop(connection)
@@ -386,6 +409,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         with suppress(OSError):
             connection.socket.shutdown(socket.SHUT_WR)
         self._release(connection)
+        connection.patience = LINGER_BODIES * self._limits.body_bytes
         connection.state = State.LINGERING
         connection.deadline = time.monotonic() + LINGER_SECONDS
         self._watch(connection, selectors.EVENT_READ, self._discard)
@@ -413,8 +437,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def _unwatch(self, connection: Connection) -> None:
         if connection.events:
-            self.poller.unregister(connection.socket)
             connection.events = 0
+            with suppress(KeyError):  # it failed to be modified, and is forgotten by that
+                self.poller.unregister(connection.socket)
 
     def _guarded(self, then: Callable[[Connection], None], connection: Connection, _: Any = None) -> None:
         """One connection's trouble is not the others'."""

@@ -71,8 +71,9 @@ class _Door:
         secret = _secret()
         if self.keys and secret and (name := self.keys.name_of(secret)):
             g.key_name = name
-        if self.rates and endpoint in self.taking_pictures:
-            _count(self.rates)  # also those without a key, so that nobody tries them by the thousand
+        is_a_try = bool(self.keys) and endpoint in self.needing_key and "key_name" not in g
+        if self.rates and (endpoint in self.taking_pictures or is_a_try):  # so that nobody tries keys by the thousand
+            _count(self.rates)
         if self.keys and endpoint in self.needing_key and "key_name" not in g:
             g.key_name = self.keys.check(secret)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from threading import BoundedSemaphore
+from math import inf
+from threading import TIMEOUT_MAX, BoundedSemaphore
 from typing import IO, Protocol, TypeVar, cast
 
 import numpy as np
@@ -31,7 +32,6 @@ from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_o
 
 T = TypeVar("T")
 Phase = Callable[[str], AbstractContextManager[object]]
-DEADLINE_SECONDS = 20  # where the server does not say when
 RESERVE = 80 << 20  # bytes for gunicorn's master, the processes that decode while they do nothing, and buffers
 LEAST_MEMORY = 32 << 20  # bytes for pictures in any case, which is 8 million pixels of JPEG
 
@@ -136,7 +136,7 @@ class Classifier:
     @contextmanager
     def _a_turn(self) -> Iterator[None]:
         with self.phase("turn"):
-            if not self._in_hand.acquire(timeout=max(0.0, _deadline() - time.monotonic())):
+            if not self._in_hand.acquire(timeout=_seconds_left()):
                 raise Overloaded("the picture waited for too long; please try again.")
         try:
             yield
@@ -187,8 +187,12 @@ class Classifier:
 
 
 def _deadline() -> float:
-    """When the request at hand has waited long enough, by `time.monotonic`."""
-    return float(request.environ.get("pigeonhole.deadline", time.monotonic() + DEADLINE_SECONDS))
+    """When the request at hand has waited long enough, by `time.monotonic`; servers that do not say so let it wait."""
+    return float(request.environ.get("pigeonhole.deadline", inf))
+
+
+def _seconds_left() -> float:
+    return min(TIMEOUT_MAX, max(0.0, _deadline() - time.monotonic()))
 
 
 def memory_for_pictures(workers: int) -> int:

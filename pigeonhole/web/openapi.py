@@ -32,7 +32,6 @@ POLICY = (  # Swagger UI draws its icons from data URIs, and its own styles into
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REFERENCE = "#/components/schemas/{model}"
-# what gunicorn answers before the app sees the request
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

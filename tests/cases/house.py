@@ -15,6 +15,7 @@ from tests.cases.case import Case, outcome_of
 from tests.cases.messages import CANARY, PNG, get, post
 from tests.cases.wire import Answer, Line, Talk
 from tests.conftest import ROOT, Server
+from tests.faults.watch import descendants
 
 SETTLED = 2  # seconds that descriptors and threads have to go back in
 PING = 0.25  # seconds
@@ -157,9 +158,9 @@ class House:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def _cpu(self) -> float:
-        """Seconds that the worker has computed."""
-        times = Path(f"/proc/{self._worker}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return sum(map(int, times)) / TICKS
+        """Seconds that the worker and the processes which decode for it have computed."""
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in (self._worker, *descendants(self._worker))]
+        return sum(int(ticks) for stat in stats for ticks in stat.rpartition(")")[2].split()[11:13]) / TICKS
 
 
 def worker_of(server: Server) -> int:

@@ -63,9 +63,12 @@ def address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+@pytest.mark.parametrize("sandbox", ["auto", "off"])
 @pytest.mark.parametrize("room", [0, 4, 30, 70], ids="{} MB".format)
-def test_no_memory(server: Server, watch: Watch, room: int) -> None:
+def test_no_memory(start_server: StartServer, uploads: Path, room: int, sandbox: str) -> None:
     """Where there is no memory for a picture, that request is refused, and the same worker answers the next."""
+    server = start_server(UPLOADS=str(uploads), SANDBOX=sandbox)
+    watch = Watch(server.process.pid, uploads)
     good, workers = post(server, LARGE), watch.workers
     assert good[0] == 200
     with limited(workers[0], resource.RLIMIT_AS, address_space(workers[0]) + room * MB):

@@ -83,6 +83,7 @@ def test_no_deadline_follows_the_wall_clock() -> None:
         use
         for room in SERVING
         for path in (ROOT / "pigeonhole" / room).rglob("*.py")
+        if path.name != "rates.py"  # `limits` counts by that clock, and what it tells is compared with it
         for use in deadlines_by_the_wall_clock(path)
     ]
     assert found == []

@@ -54,7 +54,7 @@ class Watch:
         return children(self.pid)
 
     def sample(self) -> Sample:
-        pids = [self.pid, *self.workers]
+        pids = [self.pid, *descendants(self.pid)]
         links = [link for pid in pids for link in _links(pid)]
         return Sample(
             memory=round(sum(map(memory, pids)), 1),
@@ -102,6 +102,12 @@ def children(pid: int) -> list[int]:
     return _read(pid, lambda at: list(map(int, (at / f"task/{pid}/children").read_text().split()))) or []
 
 
+def descendants(pid: int) -> list[int]:
+    """Its children and theirs: workers, and the processes that decode for them."""
+    own = _read(pid, _children) or []
+    return own + [one for child in own for one in descendants(child)]
+
+
 def memory(pid: int) -> float:
     """Its proportional set size, in MB."""
     return (_read(pid, _pss) or 0) * 1024 / MB
@@ -111,6 +117,10 @@ def processor_seconds(pid: int) -> float:
     """What it has computed so far."""
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def _children(at: Path) -> list[int]:
+    return [int(child) for task in (at / "task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def _pss(at: Path) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from app import create_app
-from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, RequestError, TooManyPixels
+from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, Overloaded, RequestError, TooManyPixels
 from pigeonhole.intake.confinement import is_possible
 from pigeonhole.intake.pictures import open_photo
 from pigeonhole.intake.sandbox import Sandbox
@@ -140,6 +142,41 @@ def test_a_neighbour_goes_on(sandbox: Sandbox, uploads: Path) -> None:
             with pytest.raises(BrokenImage):
                 made(sandbox, uploads, picture(), faults.Fault(faults.crash))
             assert photo.decoded().size == (32, 32)
+
+
+def test_no_more_cells(sandbox: Sandbox, uploads: Path) -> None:
+    """Where the system has no descriptors for another cell, that request is told so, and no other is hurt."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Uploads(uploads) as files:
+        first, second = files.new(), files.new()
+        for file in (first, second):
+            file.write(picture())
+        with sandbox.opened(first, LIMITS, "upright") as photo:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]), limits[1]))
+            try:
+                with pytest.raises(Overloaded), sandbox.opened(second, LIMITS, "upright"):
+                    pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert photo.through(RECIPE).shape == (224, 224, 3)
+
+
+def test_nobody_waits_for_another_to_look(sandbox: Sandbox, uploads: Path) -> None:
+    """While a cell takes its time to tell a picture's turn, another picture's is told at once."""
+    with Uploads(uploads) as files:
+        first, second = files.new(), files.new()
+        for file in (first, second):
+            file.write(encoded(Image.new("RGB", (9, 9)), "JPEG"))
+        slow, quick = (sandbox.opened(file, LIMITS, "upright") for file in (first, second))
+        with slow as stalled, quick as other, ThreadPoolExecutor(1) as pool:
+            signal.pidfd_send_signal(stalled._cell._handle, signal.SIGSTOP)
+            waiting = pool.submit(getattr, stalled, "size")
+            time.sleep(0.1)
+            began = time.monotonic()
+            assert other.size == (9, 9)
+            assert time.monotonic() - began < SECONDS / 2
+            with pytest.raises(BrokenImage):
+                waiting.result()
 
 
 def test_killed_while_idle(sandbox: Sandbox, uploads: Path) -> None:

@@ -218,3 +218,27 @@ def test_few_descriptors(start_server: StartServer, uploads: Path) -> None:
         connection.sendall(UPLOAD)
         assert answer(connection)[0] == 200
     assert server.stop() == 0
+
+
+def test_stalled_uploads_make_room(start_server: StartServer, uploads: Path) -> None:
+    """Where clients hold all that may be received and stop before the end, the one that came first goes."""
+    server = start_server(UPLOADS=str(uploads), MAX_BODY_BYTES="200000")
+    body = PART.ljust(199_000 - len(END), b"\0")
+    stalled = HEAD + b"Content-Length: 199999\r\n\r\n" + body
+    with crowd(server, 1, stalled) as first, crowd(server, 19, stalled), connected(server) as connection:
+        connection.sendall(UPLOAD)
+        assert answer(connection)[0] == 200
+        assert b'"code":"overloaded"' in answer(first[0])[1]
+    assert server.stop() == 0
+
+
+def test_pages_of_others_may_read_refusals(start_server: StartServer, uploads: Path) -> None:
+    """Where another origin's pages may read answers, they may read those that Flask never saw, and no others may."""
+    server = start_server(UPLOADS=str(uploads), CORS_ORIGINS="https://example.com")
+    for origin in (b"https://example.com", b"https://example.org"):
+        with connected(server) as connection:
+            connection.sendall(HEAD + b"Origin: " + origin + b"\r\nContent-Length: 99999999\r\n\r\n")
+            got = all_of(connection)
+        allowed = b"\r\nAccess-Control-Allow-Origin: https://example.com\r\n" in got
+        assert (b" 413 " in got, allowed) == (True, origin.endswith(b".com"))
+    assert server.stop() == 0

@@ -29,6 +29,12 @@ NOISE = Image.effect_noise((64, 48), 90).convert("RGB")
 BAD = {415: ("not_an_image", "unsupported_type"), 422: ("broken_image", "too_many_pixels"), 400: ("empty_image",)}
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Pictures are decoded in this process, so that what they cost is seen here."""
+    return settings.model_copy(update={"sandbox": "off"})
+
+
 def told(client: FlaskClient, content: bytes) -> tuple[int, str]:
     """The status, and the label or the code of the error."""
     answer = client.post("/predict", data=content, content_type="image/jpeg")

@@ -312,3 +312,10 @@ def test_two_workers(start_server: StartServer, redis: Redis, uploads: Path) -> 
         answers = Counter(clients.map(lambda _: requests.get(server.url + ASK, timeout=30).status_code, range(40)))
     assert server.stop() == 0
     assert answers == {403: 6, 429: 34}
+
+
+def test_guesses_at_metrics(settings: Settings) -> None:
+    """Keys that are tried where no picture is taken are counted, too."""
+    client = client_of(settings, rate_limit="2/hour", api_keys=SecretStr("alice:alice-0123456789"))
+    wrong = {"Authorization": "Bearer no-such-key-at-all"}
+    assert [client.get("/metrics", headers=wrong).status_code for _ in range(3)] == [403, 403, 429]
