@@ -12,7 +12,7 @@ from PIL import Image
 
 from app import create_app
 from pigeonhole.errors import ModelFault, ModelFileError
-from pigeonhole.model.predictor import Prediction, Predictor
+from pigeonhole.model.predictor import Photo, Prediction, Predictor
 from pigeonhole.settings import MIB, Settings
 from tests.conftest import Colours, encoded, form, picture
 
@@ -257,6 +257,30 @@ def test_pictures_in_hand_are_bounded(settings: Settings) -> None:
         asked = [pool.submit(app.test_client().post, "/predict", data=form((PNG, "x.png"))) for _ in range(36)]
         assert [request.result().status_code for request in asked] == [200] * 36
     assert Counting.most == 3
+
+
+class Slow(Colours):
+    """Takes its time."""
+
+    def predict(self, photo: Photo) -> Prediction:
+        time.sleep(0.1)
+        return super().predict(photo)
+
+
+def test_turns_are_fair(settings: Settings) -> None:
+    """A request of many pictures does not keep the only place while others wait: they take turns."""
+    app = create_app(settings.model_copy(update={"max_decoded": 1}), Predictor(Slow))
+    ended = []
+
+    def ask(pictures: int) -> None:
+        app.test_client().post("/predict", data=form(*[(PNG, "x.png")] * pictures))
+        ended.append(pictures)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(ask, 8)
+        time.sleep(0.15)
+        pool.submit(ask, 1)
+    assert ended == [1, 8]
 
 
 def test_sixteen_threads_get_their_own_answers(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""So much memory for pictures at a time; whoever came first is served first."""
+"""So much of something at a time, such as memory for pictures; whoever came first is served first."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pigeonhole.errors import Overloaded, TooManyPixels
 
 
 class Budget:
-    """At most the bytes that `memory` tells when it is first asked."""
+    """As much as `total` tells when it is first asked."""
 
-    def __init__(self, memory: Callable[[], int]) -> None:
+    def __init__(self, total: Callable[[], int]) -> None:
         self._changed = Condition()  # guards all that follows
-        self._memory = memory
-        self._in_use = 0  # bytes
+        self._ask_total = total
+        self._in_use = 0
         self._queue: deque[object] = deque()
 
     @contextmanager
     def taken(self, amount: int, until: float) -> Iterator[None]:
-        """Wait for `amount` bytes, until `until` by `time.monotonic`.
+        """Wait for `amount`, until `until` by `time.monotonic`; where that is over, not even what is free is given.
 
         Raises:
             TooManyPixels: there will never be so much.
@@ -42,9 +42,8 @@ class Budget:
                 raise TooManyPixels("the picture takes more memory than there is here; send a smaller one.")
             self._queue.append(ticket)
             try:
-                if not self._changed.wait_for(
-                    lambda: self._is_next(ticket, amount), min(TIMEOUT_MAX, until - time.monotonic())
-                ):
+                seconds = min(TIMEOUT_MAX, until - time.monotonic())
+                if seconds < 0 or not self._changed.wait_for(lambda: self._is_next(ticket, amount), seconds):
                     raise Overloaded("the picture waited for too long; please try again.")
                 self._in_use += amount
             finally:
@@ -61,4 +60,4 @@ class Budget:
 
     @cached_property
     def _total(self) -> int:
-        return self._memory()
+        return self._ask_total()

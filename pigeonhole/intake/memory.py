@@ -47,7 +47,7 @@ def _converting(image: ImageFile.ImageFile, stored: int) -> int:
     """Bytes of a pixel on the way from its mode to RGB; one step gives back what it read before the next begins."""
     if image.mode.startswith("I"):
         return stored + 4 + 1  # as 32 bits, and in grey of eight
-    if image.has_transparency_data:
+    if image.has_transparency_data or image.format == "PNG":  # whose transparency may stand behind its pixels
         return 8  # RGBA, and what lies over white
     return 4 if image.mode == "RGB" else stored + 4
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -271,18 +271,17 @@ class Nursery:
         """
         ours, theirs = _line()
         ours.settimeout(START)
-        try:
+        with ExitStack() as unless_it_is_ready:
+            unless_it_is_ready.callback(ours.close)
             with theirs:
                 handles = self._ordered(str(memory).encode(), theirs.fileno())
             if not handles:
                 raise OSError("the system has no more processes or descriptors.")
             cell = Cell(ours, handles[0], seconds)
+            unless_it_is_ready.callback(cell.kill)
             if ours.recv(len(READY)) != READY:
-                cell.kill()
                 raise OSError("the kernel does not confine it.")
-        except OSError:
-            ours.close()
-            raise
+            unless_it_is_ready.pop_all()
         return cell
 
     def close(self) -> None:

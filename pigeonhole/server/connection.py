@@ -44,6 +44,11 @@ class Connection:
         return self.state is State.RECEIVING and not self.incoming.has_begun
 
     @property
+    def is_served(self) -> bool:
+        """It was answered, and asks nothing at the moment."""
+        return self.state is State.LINGERING or (self.is_idle and self.number > 1)
+
+    @property
     def has_hung_up(self) -> bool:
         """It is closed at the other end, or half of it."""
         try:

@@ -122,8 +122,10 @@ class Incoming:
         """Parse it; what came behind it is returned."""
         head, self._head = bytes(self._head), bytearray()
         unreader = IterUnreader([head])
-        with _refused(len(head)):
+        end = head.find(END_OF_HEAD)
+        with _refused(len(head) if end < 0 else end):
             self.request = Request(self._gunicorn, unreader, self._client, self._number)
+        self.request.version = min(self.request.version, (1, 1))  # it is answered in the same
         rest = cast(bytes, unreader.take_buffered())
         if len(head) - len(rest) > MAX_HEAD:
             raise _head_too_large()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier, Lock
 from typing import Any
 
 
 class Lane:
-    """A pool and its waiting room; only the event loop asks it, so nothing is locked."""
+    """A pool, whose threads are started at once, and its waiting room."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int, waiting: int) -> None:
         self._pool, self._threads, self._most = pool, threads, threads + waiting
+        self._lock = Lock()  # guards how many places are taken
         self._taken = 0
+        together = Barrier(threads + 1)  # a thread that could not be started when it is needed would lose a request
+        for _ in range(threads):
+            pool.submit(together.wait)
+        together.wait()
 
     @property
     def has_room(self) -> bool:
@@ -23,12 +29,14 @@ class Lane:
         return max(0, self._taken - self._threads)
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have `work` done by a thread; say `done` afterwards."""
-        self._taken += 1
+        """Have `work` done by a thread; its place is free again when somebody says `done`."""
+        with self._lock:
+            self._taken += 1
         return self._pool.submit(work, *arguments)
 
     def done(self) -> None:
-        self._taken -= 1
+        with self._lock:
+            self._taken -= 1
 
     def close(self) -> None:
         """Whoever still waits is not served; whoever is being served is."""

@@ -44,9 +44,10 @@ QUICK_THREADS = 2  # for what needs no picture: a probe is answered while all ot
 TICK = 0.25  # seconds between two looks at the deadlines
 READ = 256 * 1024  # bytes at a time; each read may wait 5 ms for Python's lock, so that fewer are faster
 ACCEPTED_AT_ONCE = 64  # connections, before others get their turn
-EVICTED_AT_ONCE = 16  # connections that go when there is no room for another
+EVICTED_OF = 100  # one of so many connections goes when there is no room for another
 BODIES_HELD = 16  # times the largest body: all that are being received, wait or are answered
 SEND_SECONDS = 10  # for a client to read its answer
+SEND_BUFFER = 128 * 1024  # bytes; the kernel would hold 4 MB of answers for a client that does not read
 LINGER_SECONDS = 5  # for a refused client to stop sending, so that it gets to read why
 LINGER_BODIES = 4  # times the largest body
 LAST_REQUEST_SECONDS = 2  # for a request that is on its way when the service stops
@@ -106,6 +107,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._held = 0  # bytes of bodies
         self._swept = 0.0
         self._most = _room_for_connections(self.cfg.worker_connections, self.cfg.threads)
+        for listener in self.sockets:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # whom it accepts has it from there
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         self.set_accept_enabled(True)
 
@@ -160,10 +163,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def accept(self, listener: socket.socket) -> None:
         """Take whoever waits at `listener`; where there is no room, those who have done nothing longest go first."""
         for _ in range(ACCEPTED_AT_ONCE):
-            if len(self._connections) >= self._most and not self._evict():
-                self.set_accept_enabled(False)  # until the next sweep
-                return
             if not self._accept_one(listener):
+                return
+            if len(self._connections) > self._most and not self._evict():
+                self.set_accept_enabled(False)  # until the next sweep
                 return
 
     def _accept_one(self, listener: socket.socket) -> bool:
@@ -185,13 +188,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         return any(one.state is not State.ANSWERING for one in self._connections)
 
     def _evict(self) -> bool:
-        """Close a few that are idle, else the one that waits for its client and whose time is up soonest."""
-        idle = [one for one in self._connections if one.is_idle]
-        slow = [] if idle else [one for one in self._connections if one.state is not State.ANSWERING]
-        soonest = heapq.nsmallest(EVICTED_AT_ONCE if idle else 1, idle or slow, key=lambda one: one.deadline)
-        for connection in soonest:
+        """Close a few that wait for their client: refused and answered ones first, then those whose time is up soonest.
+
+        Who has just come has most time, and stays.
+        """
+        waiting = [one for one in self._connections if one.state is not State.ANSWERING]
+        few = max(1, self._most // EVICTED_OF)
+        for connection in heapq.nsmallest(few, waiting, key=lambda one: (not one.is_served, one.deadline)):
             self._guarded(self._send_away, connection)
-        return bool(soonest)
+        return bool(waiting)
 
     def _send_away(self, connection: Connection) -> None:
         if connection.state is State.RECEIVING and not connection.is_idle:
@@ -252,7 +257,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
         So clients that stop just before the end are in nobody's way.
         """
-        while self._held > BODIES_HELD * self._limits.body_bytes:
+        while newcomer.incoming.size and self._held > BODIES_HELD * self._limits.body_bytes:
             receiving = [one for one in self._connections if one.state is State.RECEIVING and one.incoming.size]
             longest = min(receiving, key=lambda one: one.deadline, default=newcomer)
             if longest is newcomer:
@@ -273,21 +278,27 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._unwatch(connection)
         connection.await_thread()
         lane = self._lane_of(connection.incoming)
-        future = lane.submit(self._answer, connection)
+        future = lane.submit(self._answer, connection, lane)
         future.add_done_callback(lambda done: self.method_queue.defer(self._answered, connection, lane, done))
 
-    def _answer(self, connection: Connection) -> tuple[bytes, bool]:
+    def _answer(self, connection: Connection, lane: Lane) -> tuple[bytes, bool]:
         """In a thread: what could not be sent at once of the answer, and whether the connection stays open."""
         try:
+            content, stays = self._answer_of(connection)
+        finally:
+            lane.done()  # before the client can ask again
+        return _sent_at_once(connection.socket, content), stays
+
+    def _answer_of(self, connection: Connection) -> tuple[bytes, bool]:
+        try:
             self._check_turn(connection)
-            content, stays = self._ask_app(connection)
+            return self._ask_app(connection)
         except Overloaded as error:
-            content, stays = self._refused(connection, error), False
+            return self._refused(connection, error), False
         except BaseException as error:  # an app that exits would end the loop
             trouble = ServiceError(OUR_FAULT)
             trouble.__cause__ = error
-            content, stays = self._refused(connection, trouble), False
-        return _sent_at_once(connection.socket, content), stays
+            return self._refused(connection, trouble), False
 
     def _check_turn(self, connection: Connection) -> None:
         """Raise Overloaded if its turn came too late, or nobody waits for it any more."""
@@ -306,6 +317,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             request, outbox, connection.client, connection.server, self.cfg, response_class=Answer
         )
         environ["wsgi.multithread"] = True
+        environ["PATH_INFO"] = environ["PATH_INFO"] or "/"  # of "http://host", RFC 9110, section 4.2.3
         environ["pigeonhole.began"] = incoming.began
         environ["pigeonhole.received"] = incoming.received
         environ["pigeonhole.deadline"] = incoming.received + self._answer_seconds
@@ -332,8 +344,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         return bytes(outbox.content), not response.should_close()
 
     def _answered(self, connection: Connection, lane: Lane, done: Future[tuple[bytes, bool]]) -> None:
-        lane.done()
-        if done.cancelled() or connection not in self._connections:
+        if done.cancelled():
+            lane.done()
             self._drop(connection)
             return
         self._guarded(lambda one: self._send_rest(one, *done.result()), connection)
@@ -347,7 +359,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def _refuse(self, connection: Connection, error: RequestError | ServiceError) -> None:
         """Answer and close: where the next request would begin is not known, or not worth waiting for."""
         connection.stays = False
-        self._send(connection, self._refused(connection, error))
+        content = self._refused(connection, error)
+        self._release(connection)
+        self._send(connection, content)
 
     def _refused(self, connection: Connection, error: RequestError | ServiceError) -> bytes:
         request_id = uuid.uuid4().hex
@@ -386,10 +400,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._watch(connection, selectors.EVENT_WRITE, self._write)
         elif connection.stays:
             self._await_next(connection)
-        elif not connection.incoming.is_whole or connection.incoming.surplus:
-            self._linger(connection)
         else:
-            self._drop(connection)
+            self._linger(connection)
 
     def _await_next(self, connection: Connection) -> None:
         surplus = connection.incoming.surplus
@@ -405,7 +417,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self._watch(connection, selectors.EVENT_READ, self._read)
 
     def _linger(self, connection: Connection) -> None:
-        """Hear out who still sends: a client whose pipe breaks never gets to read the answer."""
+        """Hear out who still sends: to close on what is unread resets the connection, and the answer may be lost."""
         with suppress(OSError):
             connection.socket.shutdown(socket.SHUT_WR)
         self._release(connection)
@@ -413,6 +425,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         connection.state = State.LINGERING
         connection.deadline = time.monotonic() + LINGER_SECONDS
         self._watch(connection, selectors.EVENT_READ, self._discard)
+        self._discard(connection)
 
     def _discard(self, connection: Connection) -> None:
         try:

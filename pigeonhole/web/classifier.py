@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from math import inf
-from threading import TIMEOUT_MAX, BoundedSemaphore
 from typing import IO, Protocol, TypeVar, cast
 
 import numpy as np
 from flask import g, request
 from PIL import Image
 
-from pigeonhole.errors import NotReady, Overloaded, URLNotAllowed, URLOff
+from pigeonhole.errors import NotReady, URLNotAllowed, URLOff
 from pigeonhole.intake.budget import Budget
 from pigeonhole.intake.fetch import USER_AGENT, Fetcher
 from pigeonhole.intake.pictures import Limits, open_photo
@@ -88,8 +86,8 @@ class Classifier:
     ) -> None:
         self._predictor, self._settings, self.phase = predictor, settings, phase
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.formats)
-        self._in_hand = BoundedSemaphore(settings.max_decoded or usable_cores())  # guards the cores
-        self._budget = Budget(lambda: memory_for_pictures(settings.workers))
+        self._turns = Budget(lambda: settings.max_decoded or usable_cores())
+        self._memory = Budget(lambda: memory_for_pictures(settings.workers))
         self._fetcher = fetcher or Fetcher(
             settings.max_body_bytes, at_once=min(settings.max_fetches, max(1, settings.threads - 1))
         )
@@ -125,36 +123,26 @@ class Classifier:
         for number, picture in enumerate(pictures, 1):
             with (
                 blamed_on(picture, number, len(pictures)),
-                self._a_turn(),
+                self._waited_for(self._turns, 1),
                 self.phase(phase),
                 self._opened(picture.file) as photo,
-                self._memory_for(photo),
+                self._waited_for(self._memory, photo.bytes_needed),
             ):
                 answers.append(ask(Timed(photo, self.phase)))
         return answers
 
     @contextmanager
-    def _a_turn(self) -> Iterator[None]:
-        with self.phase("turn"):
-            if not self._in_hand.acquire(timeout=_seconds_left()):
-                raise Overloaded("the picture waited for too long; please try again.")
-        try:
+    def _waited_for(self, budget: Budget, amount: int) -> Iterator[None]:
+        with ExitStack() as held:
+            with self.phase("turn"):
+                held.enter_context(budget.taken(amount, _deadline()))
             yield
-        finally:
-            self._in_hand.release()
 
     def _opened(self, file: IO[bytes]) -> AbstractContextManager[IntakePhoto]:
         wanted, formats = self._settings.sandbox, self._settings.formats
         if wanted == "on" or (wanted == "auto" and sandbox(formats).works):
             return sandbox(formats).opened(file, self._limits, self._settings.orientation)
         return nullcontext(open_photo(file, self._limits, self._settings.orientation))
-
-    @contextmanager
-    def _memory_for(self, photo: IntakePhoto) -> Iterator[None]:
-        with ExitStack() as held:
-            with self.phase("turn"):
-                held.enter_context(self._budget.taken(photo.bytes_needed, _deadline()))
-            yield
 
     def ready(self) -> Engine:
         """The engine, if it would answer a picture that came now.
@@ -189,10 +177,6 @@ class Classifier:
 def _deadline() -> float:
     """When the request at hand has waited long enough, by `time.monotonic`; servers that do not say so let it wait."""
     return float(request.environ.get("pigeonhole.deadline", inf))
-
-
-def _seconds_left() -> float:
-    return min(TIMEOUT_MAX, max(0.0, _deadline() - time.monotonic()))
 
 
 def memory_for_pictures(workers: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 from pigeonhole.errors import Overloaded, TooManyPixels
 from pigeonhole.intake.budget import Budget
 
-NOW = -inf  # nobody waits
+NOW = inf  # what is free is there at once
 
 
 def budget(memory: int = 100) -> Budget:
@@ -26,6 +26,12 @@ def test_memory() -> None:
         soon = time.monotonic() + 0.05
         with full.taken(60, NOW), full.taken(30, NOW), pytest.raises(Overloaded), full.taken(20, soon):
             pass
+
+
+def test_too_late() -> None:
+    """Once the time is over nothing is given, even where all is free."""
+    with pytest.raises(Overloaded), budget().taken(1, time.monotonic() - 1):
+        pass
 
 
 def test_what_never_fits() -> None:

@@ -65,6 +65,12 @@ def children(process: int) -> list[int]:
     return own + [grandchild for child in own for grandchild in children(child)]
 
 
+def processes(sandbox: Sandbox) -> list[int]:
+    """Process ids of its nursery and of its cells."""
+    nursery = sandbox._nursery._process.pid if sandbox._nursery else None
+    return [nursery, *children(nursery)] if nursery else []
+
+
 def test_the_same_bytes(sandbox: Sandbox, uploads: Path, clothing: Path, orientations: list[Path]) -> None:
     """Every real photo, and one in all orientations, comes out of a cell as it does without."""
     for path in [*sorted((clothing / "validation").glob("*/*.jpg")), *orientations]:
@@ -118,7 +124,7 @@ def test_a_fault_is_one_pictures(sandbox: Sandbox, uploads: Path, does: Callable
         made(sandbox, uploads, picture(), faults.Fault(does))
     assert time.monotonic() - began < 2 * SECONDS
     assert made(sandbox, uploads, picture()).shape == (224, 224, 3)
-    assert len(children(os.getpid())) == 2  # the nursery, and the cell that gave the last one
+    assert len(processes(sandbox)) == 2  # the nursery, and the cell that gave the last one
 
 
 @pytest.mark.parametrize("formats", [("png",), ("png", "heic")], ids=["alone", "with threads"])
@@ -183,7 +189,7 @@ def test_killed_while_idle(sandbox: Sandbox, uploads: Path) -> None:
     """Of cells and a nursery that somebody killed, the next picture notices nothing."""
     for _ in range(2):
         assert made(sandbox, uploads, picture()).any()
-        for process in children(os.getpid()):
+        for process in processes(sandbox):
             os.kill(process, signal.SIGKILL)
         time.sleep(0.1)
     assert made(sandbox, uploads, picture()).any()
@@ -192,12 +198,12 @@ def test_killed_while_idle(sandbox: Sandbox, uploads: Path) -> None:
 def test_told_to_stop_with_all_others(sandbox: Sandbox, uploads: Path) -> None:
     """SIGTERM and SIGINT, which a platform or a terminal sends to every process, leave the decoding to the server."""
     assert made(sandbox, uploads, picture()).any()
-    before = children(os.getpid())
+    before = processes(sandbox)
     for process in before:
         os.kill(process, signal.SIGTERM)
         os.kill(process, signal.SIGINT)
     assert made(sandbox, uploads, picture()).any()
-    assert children(os.getpid()) == before
+    assert processes(sandbox) == before
 
 
 def test_nothing_piles_up(sandbox: Sandbox, uploads: Path) -> None:
@@ -209,7 +215,7 @@ def test_nothing_piles_up(sandbox: Sandbox, uploads: Path) -> None:
                 with pytest.raises(BrokenImage):
                     made(sandbox, uploads, picture(), faults.Fault(faults.crash))
             assert made(sandbox, uploads, picture()).any()
-        counts.append((len(list(Path("/proc/self/fd").iterdir())), len(children(os.getpid()))))
+        counts.append((len(list(Path("/proc/self/fd").iterdir())), len(processes(sandbox))))
     assert counts[0] == counts[1]
 
 

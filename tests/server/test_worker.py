@@ -19,6 +19,8 @@ from tests.test_serving import END, HEAD, PART, connected
 
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
 UPLOAD = HEAD + b"Content-Length: %d\r\n\r\n" % len(PART + END) + PART + END
+PNG = picture("red", (4000, 3000))
+LARGE = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(PNG) + PNG
 SECONDS = 2  # to receive a request, of the servers here
 AT_ONCE = 0.25  # seconds
 
@@ -188,9 +190,7 @@ def test_stopped_in_the_middle(start_server: StartServer, uploads: Path, by: sig
 def test_more_than_can_wait(start_server: StartServer, uploads: Path) -> None:
     """Of many requests at once, what does not fit into the queue is refused at once; pings have a way of their own."""
     server = start_server(UPLOADS=str(uploads), THREADS="1", MAX_WAITING="2")
-    large = picture("red", (4000, 3000))
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(large)
-    with crowd(server, 30, head + large) as clients, ThreadPoolExecutor(30) as pool:
+    with crowd(server, 30, LARGE) as clients, ThreadPoolExecutor(30) as pool:
         assert seconds_to_ping(server) < AT_ONCE * 2
         answers = list(pool.map(answer, clients))
     statuses = [status for status, _ in answers]
@@ -201,8 +201,8 @@ def test_more_than_can_wait(start_server: StartServer, uploads: Path) -> None:
 
 def test_turns_that_come_too_late(start_server: StartServer, uploads: Path) -> None:
     """A request that waited longer than anybody would is not worked for."""
-    server = start_server(UPLOADS=str(uploads), THREADS="1", ANSWER_SECONDS="0.01")
-    with crowd(server, 10, UPLOAD) as clients, ThreadPoolExecutor(10) as pool:
+    server = start_server(UPLOADS=str(uploads), THREADS="1", ANSWER_SECONDS="0.3")
+    with crowd(server, 20, LARGE) as clients, ThreadPoolExecutor(20) as pool:
         statuses = [status for status, _ in pool.map(answer, clients)]
     assert {200, 503} == set(statuses)
     assert server.stop() == 0
@@ -242,3 +242,46 @@ def test_pages_of_others_may_read_refusals(start_server: StartServer, uploads: P
         allowed = b"\r\nAccess-Control-Allow-Origin: https://example.com\r\n" in got
         assert (b" 413 " in got, allowed) == (True, origin.endswith(b".com"))
     assert server.stop() == 0
+
+
+def test_who_has_just_come_stays(start_server: StartServer, uploads: Path) -> None:
+    """Where all connections are taken by half-said requests, a client that connects and waits a moment is served."""
+    server = start_server(UPLOADS=str(uploads), MAX_CONNECTIONS="60")
+    with crowd(server, 80, b"GET /pi"), connected(server) as connection:
+        time.sleep(0.1)
+        connection.sendall(PING)
+        assert answer(connection)[0] == 200
+    assert server.stop() == 0
+
+
+def test_answers_outlive_what_comes_late(server: Server) -> None:
+    """What a client says behind a refused request does not cost it the answers that it has not read yet."""
+    large = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    refused = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: text/x\r\nContent-Length: 2\r\n\r\nhi"
+    with connected(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.sendall(large + refused)
+        time.sleep(0.5)
+        connection.sendall(PING * 3)
+        time.sleep(0.2)
+        got = all_of(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"415"]
+    assert got.endswith(b"}\n")
+
+
+def test_no_waiting_room(start_server: StartServer, uploads: Path) -> None:
+    """Without a waiting room, one client after the other is served all the same."""
+    server = start_server(UPLOADS=str(uploads), THREADS="1", MAX_WAITING="0")
+    with connected(server) as connection:
+        for request in [UPLOAD, PING] * 40:
+            connection.sendall(request)
+            assert answer(connection)[0] == 200
+    assert server.stop() == 0
+
+
+def test_an_address_without_a_path(server: Server) -> None:
+    """`http://host` is the page, and sends nobody to another host."""
+    with connected(server) as connection:
+        connection.sendall(b"GET http://a HTTP/1.1\r\nHost: b.example\r\nConnection: close\r\n\r\n")
+        got = all_of(connection)
+    assert (got[:15], b"Location" in got) == (b"HTTP/1.1 200 OK", False)
