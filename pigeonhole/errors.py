@@ -226,6 +226,9 @@ class ServiceError(PigeonholeError):
     retry_after = 5
 
 
+OUR_FAULT = "something went wrong here, not with your request; please try again."  # of what nobody foresaw
+
+
 class NotReady(ServiceError):
     code = "not_ready"
 

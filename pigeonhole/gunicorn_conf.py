@@ -7,7 +7,6 @@ torch and of OpenVINO do not survive a fork.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ from typing import Any, NoReturn, TextIO
 from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
 from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
+from pigeonhole.machine import give_memory_back
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import Settings
@@ -31,8 +31,6 @@ from pigeonhole.web.log_lines import JSONLine, start_logging
 from pigeonhole.web.page_examples import examples_of
 from pigeonhole.wiring import model_of
 
-M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
-LARGE = 1 << 20
 SHARED_MEMORY = "/dev/shm"  # in a read-only container the one folder that can be written to, beside UPLOADS
 WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
 
@@ -110,7 +108,7 @@ def post_worker_init(worker: Any) -> None:
         if settings.sandbox == "on" and not works:
             _refuse(SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), status)
     if engine.about["engine"] == "compiled":
-        _give_memory_back()
+        give_memory_back()
     if worker.age == 1:  # the first one speaks for all
         _say_how_to_try(len(engine.labels))
 
@@ -119,16 +117,6 @@ def worker_exit(server: Any, worker: Any) -> None:
     """In each worker, after its last request."""
     if worker.wsgi is not None:  # it may have failed to load
         worker.wsgi.extensions["traces"].close()
-
-
-def _give_memory_back() -> None:
-    """Let glibc hand back at once what a picture took; by itself it keeps up to 32 MiB for each thread.
-
-    ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. torch, which allocates what OpenVINO
-    keeps, gets a third slower by it. Other C libraries lack the call.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ What is sent to a cell is pickled, since it comes from us; what it answers is no
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import io
 import os
@@ -21,7 +20,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from struct import Struct
 from typing import IO
@@ -33,6 +32,7 @@ from pigeonhole.errors import BrokenImage, RequestError, TooManyPixels, Unsuppor
 from pigeonhole.intake.confinement import confine
 from pigeonhole.intake.formats import FORMATS
 from pigeonhole.intake.pictures import EXIF_ORIENTATION, Limits, Orientation, Photo, Recipe, open_photo
+from pigeonhole.machine import give_memory_back
 
 MOST_ASKED = 1 << 16  # bytes of a request, pickled; a recipe takes a thousand
 PACKET = 1 << 16  # bytes; a socket holds three such
@@ -45,7 +45,6 @@ REFUSALS: tuple[type[RequestError], ...] = (
 )  # by a refusal's first byte, counted from 1
 HEADER = Struct("<BIIQ")
 TURN = Struct("<BB")
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # as in gunicorn_conf: what a picture took is handed back at once
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def load_all(modules: Sequence[str], formats: Sequence[str]) -> None:
 def answer_on(asked: socket.socket, memory: int, parent: int, threads: bool) -> None:
     """A cell's life; HEIC's decoder hangs without `threads`."""
     try:
-        with suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        give_memory_back()
         confine(memory, parent, threads)
         asked.send(READY)
         while True:

@@ -30,7 +30,7 @@ from gunicorn.errors import ConfigError
 from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
-from pigeonhole.errors import Overloaded, RequestError, ServiceError, SlowUpload
+from pigeonhole.errors import OUR_FAULT, Overloaded, RequestError, ServiceError, SlowUpload
 from pigeonhole.server.connection import Connection, Outbox, State
 from pigeonhole.server.incoming import WITHOUT_BODY, Incoming, Limits
 from pigeonhole.server.lanes import Lane
@@ -55,7 +55,6 @@ STALE_SECONDS = 1  # after which it is worth a look whether the client still wai
 MOST_DESCRIPTORS = 65_536  # as many as anybody needs, where there is no limit
 FILES_A_REQUEST = 3  # its socket and its files
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-OUR_FAULT = "something went wrong here, not with your request; please try again."
 TOO_MUCH = "too much is being received at the moment; please try again."
 TOO_MANY = "too many connections are open; please try again."
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask, Response, current_app, g, request, request_started
 from werkzeug.exceptions import HTTPException
 
-from pigeonhole.errors import RequestError, ServiceError
+from pigeonhole.errors import OUR_FAULT, RequestError, ServiceError
 from pigeonhole.web.answers import Problem
 from pigeonhole.web.api import as_json
 from pigeonhole.web.headers import EVERY_ANSWER
@@ -64,8 +64,7 @@ def _told(error: Exception) -> Refusal:
         return Refusal(error.status, error.code, str(error), _again_after(error.retry_after))
     if isinstance(error, HTTPException):
         return _of_http(error)
-    sentence = "something went wrong here, not with your request; please try again."
-    return Refusal(503, ServiceError.code, sentence, _again_after(ServiceError.retry_after))
+    return Refusal(503, ServiceError.code, OUR_FAULT, _again_after(ServiceError.retry_after))
 
 
 def _of_http(error: HTTPException) -> Refusal:

@@ -31,6 +31,7 @@ from pigeonhole.model.recipe import Recipe, Resize
 from pigeonhole.settings import Settings
 from pigeonhole.web import classifier
 from tests.conftest import GUNICORN, LIMITS, Colours, StartServer, encoded, form, picture, png_of_size
+from tests.faults.watch import descendants
 from tests.intake import faults
 from tests.test_serving import post
 
@@ -55,20 +56,10 @@ def made(sandbox: Sandbox, uploads: Path, content: bytes, recipe: object = RECIP
             return photo.through(recipe)
 
 
-def children(process: int) -> list[int]:
-    """Process ids of those that `process` started, and that they did."""
-    own = [
-        int(child)
-        for task in Path(f"/proc/{process}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-    return own + [grandchild for child in own for grandchild in children(child)]
-
-
 def processes(sandbox: Sandbox) -> list[int]:
     """Process ids of its nursery and of its cells."""
     nursery = sandbox._nursery._process.pid if sandbox._nursery else None
-    return [nursery, *children(nursery)] if nursery else []
+    return [nursery, *descendants(nursery)] if nursery else []
 
 
 def test_the_same_bytes(sandbox: Sandbox, uploads: Path, clothing: Path, orientations: list[Path]) -> None:
@@ -261,7 +252,7 @@ def test_the_servers_cells_end_with_it(start_server: StartServer, uploads: Path,
     """Whether a worker is told to end or killed, its nursery and its cells end too."""
     server = start_server(UPLOADS=str(uploads))
     assert post(server, picture())[0] == 200
-    worker, *others = children(server.process.pid)
+    worker, *others = descendants(server.process.pid)
     assert len(others) == 2
     os.kill(worker, by)
     deadline = time.monotonic() + 10
