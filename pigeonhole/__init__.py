@@ -2,8 +2,8 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  server, app.py  ->  web, batch, wiring  ->  model, intake  ->  errors, settings,
-    drafts, machine
+    cli, gunicorn_conf  ->  server, app.py, planning  ->  web, batch, wiring, measuring  ->  model, intake, sizing  ->
+    errors, settings, drafts, machine
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
@@ -16,6 +16,8 @@ The map, and the direction of imports (left may import right, never back):
                     access -> headers; as types: prediction_request, answers, tensors -> schemas
     batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
                     finding, scores, pool, stopping, progress
+    planning        with which settings the service fits a box: planning -> measuring, sizing
+    measuring       the service, run here for a moment: what it holds and how much it answers
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
                     what serves: choosing -> known_answers -> explainer -> engine -> card -> recipe; what compiles:
@@ -26,6 +28,7 @@ The map, and the direction of imports (left may import right, never back):
     intake          getting a picture, from an upload, from text or from the web: hostile bytes in, an upright RGB
                     picture out; sandbox -> cells -> confinement, pictures -> formats, memory, pixels, rationed;
                     uploads, budget, fetch -> addresses
+    sizing          how the memory of a box is divided; what `plan` and the running service compute with
     errors          what can go wrong: a status, a stable code, a sentence
     settings        what can be set, from the environment, checked once
     drafts          a file that is there whole or not at all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(commands)
     _add_download(commands)
     _add_train(commands)
+    _add_plan(commands)
     _add_settings(commands)
     return parser
 
@@ -275,6 +277,38 @@ def _download(options: argparse.Namespace) -> None:
         options.names_model = True
         settings = settings.model_copy(update={"model": options.address})
     print(downloaded(settings))
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="with which settings the service fits a box",
+        description="Run the service here for a minute, with made-up photos as its load, and say with how many "
+        "workers, threads and waiting places, and with pictures of how many pixels, it fits so much memory and so many "
+        "cores, and how much it answers then. What is printed can be the --env-file of `docker run`. If it does not "
+        "fit, the exit status is 1. The other settings count here too.",
+    )
+    add = plan.add_argument
+    add("--memory", type=_memory, metavar="SIZE", help="like 512m or 1g; by default what may be used here")
+    add("--cores", type=_between(int, 1, 1024), metavar="N", help="at most those here, which is the default")
+    plan.set_defaults(run=_plan)
+
+
+def _memory(text: str) -> int:
+    """Bytes, of a size as `docker run --memory` takes it."""
+    found = re.fullmatch(r"(\d{1,15})([bkmg]?)b?", text.strip().lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 512m or 1g")
+    return int(found[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}[found[2]]
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pigeonhole.planning import plan
+    from pigeonhole.sizing import Box
+
+    here = Box.here()
+    box = Box(options.memory or here.memory, int(options.cores or here.cores))
+    print(plan(box, Settings.load(), lambda step: print(step, file=sys.stderr, flush=True)))
 
 
 def _add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

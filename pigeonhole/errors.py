@@ -253,6 +253,14 @@ class SettingsError(StartError):
     pass
 
 
+class TooLittleMemory(StartError):
+    pass
+
+
+class NotMeasured(StartError):
+    pass
+
+
 class FolderError(StartError):
     pass
 

@@ -7,6 +7,8 @@ torch and of OpenVINO do not survive a fork.
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
 import resource
 import signal
@@ -17,13 +19,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
+from gunicorn.errors import HaltServer
+
+from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError, TooLittleMemory
 from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.machine import give_memory_back
+from pigeonhole.machine import give_memory_back, killed_for_memory, usable_memory
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
-from pigeonhole.settings import Settings
+from pigeonhole.settings import MIB, Settings
+from pigeonhole.sizing import Box, Shape, check
 from pigeonhole.web import tracing
 from pigeonhole.web.classifier import sandbox
 from pigeonhole.web.keys import keys_of
@@ -33,6 +38,8 @@ from pigeonhole.wiring import model_of
 
 SHARED_MEMORY = "/dev/shm"  # in a read-only container the one folder that can be written to, beside UPLOADS
 WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
+
+log = logging.getLogger(__name__)
 
 while os.open(os.devnull, os.O_RDWR) < 3:  # where standard error is closed, an upload would be opened in its place
     pass
@@ -61,6 +68,8 @@ threads = settings.threads
 worker_class = "pigeonhole.server.worker.PatientWorker"
 worker_connections = settings.max_connections
 timeout = 120  # seconds a worker may take to load its model; afterwards its heart beats whatever the threads do
+loaded = mmap.mmap(-1, 1)  # shared with the workers: whether one of them has ever loaded the model
+killed_before = killed_for_memory()
 graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 30
 keepalive = 5
 worker_tmp_dir = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None  # the heart beats there, not on a disk
@@ -87,6 +96,7 @@ def on_starting(server: Any) -> None:
             model = model_of(settings)
             check_model(model)
             compile_if_stale(model, _say)
+            check(Box.here(), model.file.stat().st_size, Shape.of(settings))
     except PigeonholeError as error:
         _refuse(error, 1)
     for handler in server.log.error_log.handlers:  # what gunicorn has to say from here on
@@ -109,8 +119,24 @@ def post_worker_init(worker: Any) -> None:
             _refuse(SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), status)
     if engine.about["engine"] == "compiled":
         give_memory_back()
+    try:
+        room = worker.wsgi.extensions["here"].room
+    except TooLittleMemory as error:
+        _refuse(error, status)
+    loaded[0] = True
     if worker.age == 1:  # the first one speaks for all
+        log.info("memory: %s", room)
         _say_how_to_try(len(engine.labels))
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, after a worker has ended; another one would meet the same end."""
+    if not loaded[0] and killed_for_memory() > killed_before:
+        _say(
+            f"Pigeonhole does not start.\n{usable_memory() // MIB} MB of memory are too little to load the model.",
+            sys.stderr,
+        )
+        raise HaltServer("Worker failed to boot.", WORKER_BOOT_ERROR)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -147,8 +173,7 @@ def _downloaded() -> Path:
 def _say_how_to_try(labels: int) -> None:
     here = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     address = f"http://{here}:{settings.port}"
-    model = model_of(settings)
     _say(
-        f"Pigeonhole serves {model.compiled if model.is_compiled_only else model.path} ({labels} labels) at {address}\n"
+        f"Pigeonhole serves {model_of(settings).file} ({labels} labels) at {address}\n"
         f"Try it {'there in a browser, or' if settings.page else 'with'}:  curl -F image=@photo.jpg {address}/predict"
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
-OWN_MEMORY = Path("/proc/self/statm")
+PROC = Path("/proc")
+OWN_MOUNTS = Path("/proc/self/mountinfo")
+IN_MEMORY = ("tmpfs", "ramfs")
 M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
 LARGE = 1 << 20
 
@@ -36,20 +39,54 @@ def usable_memory(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int:
     return min(machine, *limits) if limits else machine
 
 
-def memory_in_use(own: Path = OWN_MEMORY) -> int:
-    """By this process, in bytes; 0 where the system does not say."""
-    resident = _read(own).split()[1:2]
-    return int(resident[0]) * os.sysconf("SC_PAGE_SIZE") if resident else 0
+def anonymous_memory(process: int, proc: Path = PROC) -> int:
+    """What a process holds that the kernel cannot read again from a file, in bytes; 0 where the system does not say.
+
+    What it shares with others since a fork counts for each of them in part, so that sums are right; without the right
+    to know that, it counts in full.
+    """
+    for file, field in (("smaps_rollup", "Pss_Anon:"), ("status", "RssAnon:")):
+        for line in _read(proc / str(process) / file).splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def children(process: int, proc: Path = PROC) -> list[int]:
+    """The processes that it started and that are there; none where the system does not say."""
+    tasks = proc.glob(f"{process}/task/*/children")
+    return [int(child) for task in tasks for child in _read(task).split()]
+
+
+def is_in_memory(folder: Path, mounts: Path = OWN_MOUNTS) -> bool:
+    """Whether files in `folder` take memory, as in a container's tmpfs, which counts against its limit."""
+    at, kind = Path("/"), ""
+    for line in _read(mounts).splitlines():  # Linux, Documentation/filesystems/proc.rst, 3.5
+        before, _, after = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
+        if folder.resolve().is_relative_to(point) and point.is_relative_to(at):  # a later mount hides an earlier one
+            at, kind = point, after.split()[0]
+    return kind in IN_MEMORY
+
+
+def killed_for_memory(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int:
+    """How many processes of this control group the kernel has ended for want of memory so far; 0 without a group."""
+    folder = _groups("memory", cgroups, own)[0]
+    for line in (_read(folder / "memory.events") or _read(folder / "memory.oom_control")).splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
 
 
 def give_memory_back() -> None:
-    """Let glibc hand back at once what a picture took; by itself it keeps up to 32 MiB for each thread.
+    """Let glibc hand back at once what a picture took, and now what loading took; by itself it keeps much of it.
 
-    ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. torch, which allocates what OpenVINO
-    keeps, gets a third slower by it. Other C libraries lack the call.
+    It keeps up to 32 MiB for each thread. ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452.
+    torch, which allocates what OpenVINO keeps, gets a third slower by it. Other C libraries lack the calls.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _groups(controller: str, cgroups: Path, own: Path) -> list[Path]:

@@ -324,6 +324,11 @@ class Settings(BaseSettings):
         return self.load()
 
 
+def environment_with(**changes: str) -> dict[str, str]:
+    """The environment for a process of ours, with other settings."""
+    return {**os.environ, **changes}
+
+
 def hush_downloaders() -> None:
     """Ask the packages that download models for no telemetry, no words of their own and no minutes of trying again.
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pigeonhole.machine import memory_in_use, usable_cores, usable_memory
+from pigeonhole.machine import (
+    anonymous_memory,
+    children,
+    is_in_memory,
+    killed_for_memory,
+    usable_cores,
+    usable_memory,
+)
 
 V1, QUOTA, PERIOD = "cpu,cpuacct", "cfs_quota_us", "cfs_period_us"
 
@@ -81,8 +89,71 @@ def test_memory_limits(tmp_path: Path, own: str, files: dict[str, str], memory: 
     assert usable_memory(*groups(tmp_path, own, **files)) == (memory or machine)
 
 
-def test_memory_in_use(tmp_path: Path) -> None:
+def test_anonymous_memory(tmp_path: Path) -> None:
     """What this process holds now; nothing where the system does not say."""
-    before, held = memory_in_use(), b"x" * (64 * MIB)
-    assert len(held) * 0.9 < memory_in_use() - before < len(held) * 1.5
-    assert memory_in_use(tmp_path / "none") == 0
+    before, held = anonymous_memory(os.getpid()), bytearray(64 * MIB)
+    assert len(held) * 0.9 < anonymous_memory(os.getpid()) - before < len(held) * 1.5
+    assert anonymous_memory(os.getpid(), tmp_path) == 0
+
+
+def test_anonymous_memory_of_others(tmp_path: Path) -> None:
+    """Of a process that may not be looked into, what its status says."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("Name:\tx\nVmRSS:\t  900 kB\nRssAnon:\t  300 kB\n")
+    assert anonymous_memory(7, tmp_path) == 300 * 1024
+
+
+def test_children() -> None:
+    """Processes that were started by any thread."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert child.pid in children(os.getpid())
+        child.kill()
+
+
+MOUNTS = """\
+22 27 0:21 / / rw - ext4 /dev/vda rw
+23 22 0:30 / /app/tmp rw shared:1 - tmpfs tmpfs rw
+24 22 0:31 / /app/tmp/disk rw - ext4 /dev/vdb rw
+25 22 0:32 / /with\\040blank rw master:2 shared:1 - ramfs none rw
+26 22 0:33 / /hidden rw - tmpfs tmpfs rw
+27 22 0:34 / /hidden rw - overlay overlay rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "takes"),
+    [
+        ("/app", False),
+        ("/app/tmp", True),
+        ("/app/tmp/below", True),
+        ("/app/tmpfoo", False),
+        ("/app/tmp/disk", False),
+        ("/with blank", True),
+        ("/hidden", False),
+    ],
+)
+def test_in_memory(folder: str, takes: bool, tmp_path: Path) -> None:
+    """A folder is in memory where the mount that it is seen through is."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert is_in_memory(Path(folder), mounts) is takes
+
+
+def test_in_memory_here(tmp_path: Path) -> None:
+    """Shared memory is memory; a system that does not say has none."""
+    assert is_in_memory(Path("/dev/shm"))
+    assert not is_in_memory(Path("/dev/shm"), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "killed"),
+    [
+        ("0::/a\n", {"a__memory.events": "low 0\noom 3\noom_kill 2\n"}, 2),
+        ("4:memory:/b\n", {"memory__b__memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"}, 5),
+        ("0::/\n", {}, 0),
+    ],
+    ids=["version-2", "version-1", "none"],
+)
+def test_killed_for_memory(tmp_path: Path, own: str, files: dict[str, str], killed: int) -> None:
+    """What the kernel counts in this process's own group."""
+    assert killed_for_memory(*groups(tmp_path, own, **files)) == killed

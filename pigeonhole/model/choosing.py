@@ -51,6 +51,11 @@ class Model:
         """There is no export to compare with: the compiled file is what was named, or all that was brought along."""
         return self.path == self.compiled or (not self.path.exists() and self.compiled.exists())
 
+    @property
+    def file(self) -> Path:
+        """What was named and is there."""
+        return self.compiled if self.is_compiled_only else self.path
+
 
 def check_model(model: Model) -> None:
     """Look whether what is named is there, and at the first bytes of an export, before anything is loaded.

@@ -43,6 +43,11 @@ def candidates(recipe: Recipe) -> list[bytes]:
     return pictures
 
 
+def made_up(size: Size, seed: int) -> Image.Image:
+    """A picture of `size`, width and height in pixels, as those that are candidates; always the same."""
+    return _picture(size, np.random.Generator(np.random.PCG64(seed)))
+
+
 def blends(asked: Sequence[tuple[bytes, Answer]], ask: Callable[[bytes], Answer]) -> list[bytes]:
     """Pictures between two of `asked` (the candidates, and the answers) at which the answer is about to change.
 

@@ -45,7 +45,6 @@ TICK = 0.25  # seconds between two looks at the deadlines
 READ = 256 * 1024  # bytes at a time; each read may wait 5 ms for Python's lock, so that fewer are faster
 ACCEPTED_AT_ONCE = 64  # connections, before others get their turn
 EVICTED_OF = 100  # one of so many connections goes when there is no room for another
-BODIES_HELD = 16  # times the largest body: all that are being received, wait or are answered
 SEND_SECONDS = 10  # for a client to read its answer
 SEND_BUFFER = 128 * 1024  # bytes; the kernel would hold 4 MB of answers for a client that does not read
 LINGER_SECONDS = 5  # for a refused client to stop sending, so that it gets to read why
@@ -94,7 +93,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def _begin(self) -> None:
         self.alive: bool
         settings = self.wsgi.config["SETTINGS"]
-        self._limits = Limits(settings.max_body_bytes, settings.uploads)
+        self._bodies: int = self.wsgi.extensions["here"].room.bodies  # bytes of them that may be here
+        self._limits = Limits(min(settings.max_body_bytes, self._bodies), settings.uploads)
         self._receive_seconds: float = settings.receive_seconds
         self._answer_seconds: float = settings.answer_seconds
         self._origins: frozenset[str] = settings.origins
@@ -256,7 +256,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
         So clients that stop just before the end are in nobody's way.
         """
-        while newcomer.incoming.size and self._held > BODIES_HELD * self._limits.body_bytes:
+        while newcomer.incoming.size and self._held > self._bodies:
             receiving = [one for one in self._connections if one.state is State.RECEIVING and one.incoming.size]
             longest = min(receiving, key=lambda one: one.deadline, default=newcomer)
             if longest is newcomer:

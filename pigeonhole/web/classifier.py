@@ -21,17 +21,15 @@ from pigeonhole.intake.pictures import Limits, open_photo
 from pigeonhole.intake.pictures import Photo as IntakePhoto
 from pigeonhole.intake.sandbox import Sandbox
 from pigeonhole.intake.uploads import check_room
-from pigeonhole.machine import memory_in_use, usable_cores, usable_memory
 from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Engine, Photo, Prediction, Predictor
 from pigeonhole.model.recipe import Recipe
 from pigeonhole.settings import Settings
+from pigeonhole.sizing import RoomHere
 from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
 
 T = TypeVar("T")
 Phase = Callable[[str], AbstractContextManager[object]]
-RESERVE = 80 << 20  # bytes for gunicorn's master, the processes that decode while they do nothing, and buffers
-LEAST_MEMORY = 32 << 20  # bytes for pictures in any case, which is 8 million pixels of JPEG
 
 
 @cache
@@ -86,8 +84,9 @@ class Classifier:
     ) -> None:
         self._predictor, self._settings, self.phase = predictor, settings, phase
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.formats)
-        self._turns = Budget(lambda: settings.max_decoded or usable_cores())
-        self._memory = Budget(lambda: memory_for_pictures(settings.workers))
+        self.here = RoomHere(settings)
+        self._turns = Budget(lambda: self.here.room.decoding)
+        self._memory = Budget(lambda: self.here.room.pictures)
         self._fetcher = fetcher or Fetcher(
             settings.max_body_bytes, at_once=min(settings.max_fetches, max(1, settings.threads - 1))
         )
@@ -177,8 +176,3 @@ class Classifier:
 def _deadline() -> float:
     """When the request at hand has waited long enough, by `time.monotonic`; servers that do not say so let it wait."""
     return float(request.environ.get("pigeonhole.deadline", inf))
-
-
-def memory_for_pictures(workers: int) -> int:
-    """In bytes: what a worker's share of the memory leaves beside what it holds already."""
-    return max(LEAST_MEMORY, usable_memory() // workers - memory_in_use() - RESERVE)

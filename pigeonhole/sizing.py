@@ -1,0 +1,160 @@
+"""How the memory of a box is divided: what the service holds anyway, and what that leaves for pictures and bodies.
+
+The kernel takes back what it can read again from a file, so what counts is anonymous memory, and of mapped files the
+part that is in use all the time. With the demo (ResNet-34, half as wide) and two cores that is, in MB: gunicorn's
+master 38, a worker with its model 142, what cells are forked from 18, a cell 10, an answering thread up to 1; and of 75
+MB of mapped libraries 20. In control groups of 512, 256 and 224 MiB the sum was 226 MB under load, and what was left
+over for mapped files made no difference until it was less than 10.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pigeonhole.errors import TooLittleMemory
+from pigeonhole.machine import anonymous_memory, is_in_memory, usable_cores, usable_memory
+from pigeonhole.settings import MIB, Settings
+
+FILES = 24 * MIB  # of mapped libraries, and what the kernel itself needs for sockets and pages
+NURSERY = 18 * MIB  # the process that decoding processes are forked from
+CELL = 10 * MIB  # one of these
+THREAD = 1 * MIB  # that answers: its buffers, and what the network computes in
+BODIES = 16  # times the largest body, where they lie on a disk: all that are received, wait or are answered
+COPIES = 2  # of a body that is a form: itself, and the pictures out of it
+LEAST = 8 * MIB  # for pictures: one of two million pixels
+A_PHOTO = 48 * MIB  # a JPEG of 12 million pixels, as phones take them
+JPEG, TURNED, WEBP = 4, 8, 12  # bytes a pixel; see `intake.memory`
+WITHOUT_MODEL = 130 * MIB  # the least that master, worker and nursery were ever seen to hold, OpenVINO loaded
+
+
+@dataclass(frozen=True)
+class Box:
+    """`memory` in bytes."""
+
+    memory: int
+    cores: int
+
+    @classmethod
+    def here(cls) -> Box:
+        return cls(usable_memory(), usable_cores())
+
+
+@dataclass(frozen=True)
+class Held:
+    """Anonymous memory with no request at hand, the model loaded, in bytes; `worker` is that of each."""
+
+    master: int
+    worker: int
+
+    @classmethod
+    def here(cls) -> Held:
+        """Seen from a worker."""
+        return cls(anonymous_memory(os.getppid()), anonymous_memory(os.getpid()))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of the service before it is measured; `decoding` is how many pictures a worker decodes at once."""
+
+    workers: int
+    threads: int
+    decoding: int | None  # None for as many as there are cores, or one where they would have no room
+    is_sandboxed: bool
+    body: int  # bytes of the largest one
+    bodies_in_memory: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Shape:
+        return cls(
+            workers=settings.workers,
+            threads=settings.threads,
+            decoding=settings.max_decoded,
+            is_sandboxed=settings.sandbox != "off",
+            body=settings.max_body_bytes,
+            bodies_in_memory=is_in_memory(settings.uploads),
+        )
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one worker has for requests, in bytes.
+
+    `pictures` may be taken by decoding at once, `bodies` by bodies that are here, and `decoding` pictures are decoded
+    at the same time. `held` is what all processes hold anyway.
+    """
+
+    pictures: int
+    bodies: int
+    decoding: int
+    held: int
+
+    def __str__(self) -> str:
+        held, pictures, bodies = (size // MIB for size in (self.held, self.pictures, self.bodies))
+        return (
+            f"{held} MB are held in all; each worker has {pictures} for pictures, {self.decoding} at a time, "
+            f"and takes bodies of {bodies} at once"
+        )
+
+    def pixels(self, bytes_a_pixel: int = JPEG) -> int:
+        """Of the largest picture that there is memory for, if nothing else is decoded meanwhile."""
+        return (self.pictures - MIB) // bytes_a_pixel
+
+
+def divide(box: Box, held: Held, shape: Shape) -> Room:
+    """The room that `box` has.
+
+    Raises:
+        TooLittleMemory: there is none.
+    """
+    rooms = [_room(box, held, replace(shape, decoding=decoding)) for decoding in _decoding(box, shape)]
+    room = next((room for room in rooms if room.pictures >= A_PHOTO), rooms[-1])
+    if room.pictures < LEAST:
+        needed = box.memory + (LEAST - room.pictures) * (2 if shape.bodies_in_memory else 1) * shape.workers
+        raise TooLittleMemory(_too_little(box, needed, shape))
+    return room
+
+
+def check(box: Box, model_file: int, shape: Shape) -> None:
+    """Raise TooLittleMemory where a model of so many bytes cannot be loaded, before the kernel ends the attempt."""
+    needed = WITHOUT_MODEL + shape.workers * model_file
+    if box.memory < needed:
+        raise TooLittleMemory(_too_little(box, needed, shape))
+
+
+def _decoding(box: Box, shape: Shape) -> Iterator[int]:
+    yield shape.decoding or box.cores
+    if shape.decoding is None and box.cores > 1:
+        yield 1
+
+
+def _room(box: Box, held: Held, shape: Shape) -> Room:
+    decoding = shape.decoding or box.cores
+    cells = NURSERY + decoding * CELL if shape.is_sandboxed else 0
+    total = held.master + FILES + shape.workers * (held.worker + cells + shape.threads * THREAD)
+    free = (box.memory - total) // shape.workers
+    if not shape.bodies_in_memory:
+        return Room(free, BODIES * shape.body, decoding, total)
+    return Room(free // 2, min(BODIES * shape.body, free // 2 // COPIES), decoding, total)
+
+
+def _too_little(box: Box, needed: int, shape: Shape) -> str:
+    fewer = "fewer WORKERS, " if shape.workers > 1 else ""
+    return (
+        f"there are {box.memory // MIB} MB of memory here, and to serve this model takes {-(-needed // MIB)} MB at "
+        f"least; {fewer}PRECISION=exact and a smaller network take less."
+    )
+
+
+class RoomHere:
+    """The Room of this process, measured when it is first asked for; by then the model should be loaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def room(self) -> Room:
+        """Raises TooLittleMemory as `divide`."""
+        return divide(Box.here(), Held.here(), Shape.of(self._settings))
