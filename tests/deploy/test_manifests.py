@@ -164,3 +164,29 @@ def test_probes() -> None:
     """Kubernetes asks addresses that the service answers without a key, and by whatever name."""
     asked = {CONTAINER[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert asked == {"/ping", "/ready"} <= set(PROBES)
+
+
+TEXT = "".join(path.read_text() for path in [*ROOT.glob("README*.md"), *FOLDER.glob("*.yaml")])
+NEEDED = {"nginx": "replica", "grafana": "prometheus"}
+COMPOSE_UP = r"docker compose -f deploy/compose.yaml up((?: [\w=-]+)*)"
+
+
+@pytest.mark.parametrize("words", sorted(set(re.findall(COMPOSE_UP, TEXT))))
+def test_composes_commands(words: str) -> None:
+    """Compose finds every service that it is told to start, and starts with it what it needs."""
+    services = words.replace("--scale replica=3", "").split()
+    command = [DOCKER_COMPOSE, "-f", FOLDER / "compose.yaml", "config", "--format", "json", *services]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    expected = {*services, *(NEEDED[name] for name in services if name in NEEDED)} or {"serve"}
+    assert set(json.loads(result.stdout)["services"]) == expected
+
+
+def test_kubernetes_commands() -> None:
+    """The told `sed` names an image, and the told secret is the one whose settings the deployment takes."""
+    (sed,) = set(re.findall(r'sed "s.*?" deploy/kubernetes.yaml', TEXT))
+    named = subprocess.run(sed, shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    images = re.findall(r"image: (\S+)", named.partition("apiVersion")[2])
+    assert images == ["REGISTRY/pigeonhole:1"]
+    (secret,) = set(re.findall(r"create secret generic (\w+)", TEXT))
+    assert CONTAINER["envFrom"][0]["secretRef"]["name"] == secret

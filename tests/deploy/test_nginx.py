@@ -105,18 +105,20 @@ def test_many_at_once(nginx: Server, behind: Server, one_of_each: dict[str, Path
     assert len({str(answer) for answer in expected}) > 1  # the photos do differ
 
 
-def test_clients_that_drip(nginx: Server, one_of_each: dict[str, Path]) -> None:
+def test_clients_that_drip(nginx: Server, behind: Server, one_of_each: dict[str, Path]) -> None:
     """50 clients that stop in the middle of a photo hinder nobody, and the service does not hear of them."""
     photo = one_of_each["hat"].read_bytes()
     began = time.monotonic()
     alone = post(nginx, photo)
     alone_seconds = time.monotonic() - began
+    before = open_files(behind)
     slow = [connected(nginx) for _ in range(50)]
     for connection in slow:
         connection.sendall(PHOTO + b"\r\n" + PART[:100])
     began = time.monotonic()
     assert [post(nginx, photo) for _ in range(4)] == [alone] * 4
     assert time.monotonic() - began < 4 * (alone_seconds + 0.5)
+    assert open_files(behind) < before + 10
     for connection in slow:
         connection.sendall((PART + END)[100:])
         assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
@@ -183,9 +185,17 @@ def test_replicas_that_die(start_server: StartServer, tmp_path: Path, one_of_eac
     assert "secret" not in (tmp_path / "error").read_text()
 
 
+def workers(service: Server) -> list[int]:
+    pid = service.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def open_files(service: Server) -> int:
+    return sum(len(list(Path(f"/proc/{worker}/fd").iterdir())) for worker in workers(service))
+
+
 def kill(service: Server) -> None:
     """The master first, so that it brings no new worker."""
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-    for process in (service.process.pid, *map(int, children)):
+    for process in (service.process.pid, *workers(service)):
         os.kill(process, signal.SIGKILL)
     service.process.wait(10)
