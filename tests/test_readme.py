@@ -321,7 +321,7 @@ def test_the_list_of_dependencies() -> None:
     pipfile = tomllib.loads((ROOT / "Pipfile").read_text())
     packages = {
         (name, spec if isinstance(spec, str) else spec["version"])
-        for category in ("packages", "formats", "telemetry", "store", "learner")
+        for category in ("packages", "formats", "telemetry", "store", "ray", "learner")
         for name, spec in pipfile[category].items()
     }
     listed = re.findall(r"^\| ([\w-]+) \| ([~=*\d.]+) \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
