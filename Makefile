@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PORT ?= 5000
 export PYTHON PORT
 
-.PHONY: serve test test-faults lock clean
+.PHONY: serve test test-faults image push-heroku lock clean
 
 serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
 	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app
@@ -15,6 +15,12 @@ test: .venv/test  ## lint, types and tests
 
 test-faults: .venv/test  ## load, leaks, signals, disks, clocks: 20 minutes, on Linux
 	.venv/bin/pytest tests/faults
+
+image:  ## the container image `pigeonhole`, built with docker or podman
+	@tools/image.sh
+
+push-heroku:  ## the image to Heroku: make push-heroku APP=name
+	@tools/push_heroku.sh "$(APP)"
 
 lock: .venv/serve  ## Pipfile.lock anew from Pipfile
 	tools/lock.sh
