@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Build the container image, with docker or, where no Docker engine answers, with podman; each command is printed first.
 #
 #   tools/image.sh

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Build the image, push it to a Heroku app of yours and release it; each command is printed before it runs.
 #
 #   tools/push_heroku.sh APP
