@@ -2,8 +2,8 @@
 
     uploads.py URL LABELS.csv [COUNT [CLIENTS]]
 
-LABELS.csv is what `python -m pigeonhole predict --csv` prints: columns file and label. Ends with 1 if any answer was not
-200 with the right label.
+LABELS.csv is what `python -m pigeonhole predict --csv` prints: columns file and label. Ends with 1 if any answer was
+not 200 with the right label.
 """
 
 from __future__ import annotations
