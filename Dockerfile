@@ -15,6 +15,19 @@ FROM python:3.11-slim-bookworm AS base
 # each start, and each look at its health, would compile it anew. 12 MB, for 0.4 s of the start's 2.
 RUN python -m compileall -q --invalidation-mode unchecked-hash \
     -x 'site-packages|/test/|idlelib|lib2to3|ensurepip|tkinter|turtledemo|distutils|pydoc_data' /usr/local/lib/python3.11
+WORKDIR /app
+# /tmp is the one place that can be written to; matplotlib, which fastai brings along, keeps its cache there too
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \
+    HOST=0.0.0.0 PORT=5000 UPLOADS=/tmp
+EXPOSE 5000
+# Ready, and not only alive. A look takes 0.06 s of a processor, so twice a minute; no proxy is asked, which the environment
+# may name. The first minute is what Heroku gives a start.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-ISc", "import http.client, os, sys; \
+service = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); \
+service.request('GET', '/ready'); \
+sys.exit(service.getresponse().status != 200)"]
+# without a shell: gunicorn is process 1 and gets SIGTERM itself
+CMD ["gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
 
 FROM base AS tools
 WORKDIR /build
@@ -22,7 +35,7 @@ COPY tools/environment.sh tools/
 COPY Pipfile Pipfile.lock ./
 
 FROM tools AS learner-packages
-RUN tools/environment.sh /opt/venv packages learner && rm -rf /opt/venv/pipenv
+RUN tools/environment.sh /opt/venv packages learner && rm -rf /opt/venv/pipenv "$HOME"/.cache
 
 FROM tools AS packages
 # to download models: docker build --build-arg CATEGORIES="packages store"
@@ -38,29 +51,13 @@ COPY --from=packages /opt/venv /opt/venv
 RUN /opt/sbom/bin/python tools/sbom.py /opt/venv /sbom
 
 FROM base AS code
-WORKDIR /app
 COPY app.py ./
 COPY pigeonhole pigeonhole
 # whoever builds may have files that only they can read, and whoever runs may have any number
 RUN chmod -R a+rX . && python -m compileall -q --invalidation-mode unchecked-hash .
 
-FROM base AS app
+FROM learner-packages AS learner
 WORKDIR /app
-# /tmp is the one place that can be written to; matplotlib, which fastai brings along, keeps its cache there too
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \
-    HOST=0.0.0.0 PORT=5000 UPLOADS=/tmp
-EXPOSE 5000
-# Ready, and not only alive. A look takes 0.06 s of a processor, so twice a minute; no proxy is asked, which the environment
-# may name. The first minute is what Heroku gives a start.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-ISc", "import http.client, os, sys; \
-service = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); \
-service.request('GET', '/ready'); \
-sys.exit(service.getresponse().status != 200)"]
-# without a shell: gunicorn is process 1 and gets SIGTERM itself
-CMD ["gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app"]
-
-FROM app AS learner
-COPY --from=learner-packages /opt/venv /opt/venv
 COPY --from=code /app ./
 COPY export.pkl notebook.p[y] ./
 RUN chmod a+r ./*
@@ -73,20 +70,17 @@ ARG MODEL_SHA256=
 ARG ALLOW_PICKLE_GLOBALS=
 RUN python -m pigeonhole compile export.pkl -o /tmp/export.onnx && chmod a+r /tmp/export.onnx
 
-FROM learner-packages AS dev-packages
+FROM learner-packages AS dev
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends curl git make && rm -rf /var/lib/apt/lists/*
-RUN tools/environment.sh /opt/venv store formats telemetry notebook dev-packages && rm -rf /opt/venv/pipenv
-
-FROM dev-packages AS dev
+RUN tools/environment.sh /opt/venv store formats telemetry notebook dev-packages && rm -rf /opt/venv/pipenv "$HOME"/.cache
 WORKDIR /app
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp HOST=0.0.0.0 PORT=5000 UPLOADS=/tmp
-EXPOSE 5000 8888
+EXPOSE 8888
 USER 10001
 # the project is mounted over /app; what changes there is loaded anew
 CMD ["gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "--reload", "app:app"]
 
-FROM app AS serve
+FROM base AS serve
 # revision, creation and source are known to who builds: `make image` adds them
 LABEL org.opencontainers.image.title="Pigeonhole" \
       org.opencontainers.image.description="Says what is on a picture, as the fastai learner does that it was made of." \
