@@ -2,11 +2,13 @@
 
 The map, and the direction of imports (left may import right, never back):
 
-    cli, gunicorn_conf  ->  server, app.py, planning  ->  web, batch, wiring, measuring  ->  model, intake, sizing  ->
-    errors, settings, drafts, machine
+    cli, gunicorn_conf  ->  cluster, planning  ->  server, app.py  ->  web, batch, wiring, measuring  ->
+    model, intake, sizing  ->  errors, settings, drafts, machine
 
     cli             the commands of `python -m pigeonhole`
     gunicorn_conf   how gunicorn runs the service
+    cluster         the same on many machines, the only room that imports Ray: replica -> whole, what Ray Serve runs;
+                    proxy -> whole, what its proxies do with a request; bulk, whole folders through Ray Data
     server          how requests come in and answers go out, without Flask: worker -> connection -> incoming -> chunks;
                     worker -> lanes, refusals
     app.py          the service on one page
@@ -14,8 +16,8 @@ The map, and the direction of imports (left may import right, never back):
                     classifier -> bodies -> picture_request; page -> theme, page_examples, files, keys, replies;
                     access -> page, keys, rates; observe, replies -> metrics -> tracing, log_lines; replies,
                     access -> headers; as types: prediction_request, answers, tensors -> schemas
-    batch           whole folders through the predictor, without Flask: command -> output, heatmaps, report -> rows,
-                    finding, scores, pool, stopping, progress
+    batch           whole folders through the predictor, without Flask: command -> output, report, answering -> rows,
+                    finding, heatmaps, scores, pool, stopping, progress
     planning        with which settings the service fits a box: planning -> measuring, sizing
     measuring       the service, run here for a moment: what it holds and how much it answers
     wiring          from the settings to the model they name

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,10 @@ from pigeonhole.batch.command import DID_NOT_WORK
 from pigeonhole.errors import FolderError, PigeonholeError, RequestError
 from pigeonhole.intake.formats import BY_DEFAULT, listed, sniff
 from pigeonhole.intake.pictures import open_probe
-from pigeonhole.settings import Settings
+from pigeonhole.settings import Settings, hush_ray
 
 if TYPE_CHECKING:
+    from pigeonhole.batch.command import Answerer
     from pigeonhole.batch.rows import Kind
     from pigeonhole.model.predictor import Predictor
 
@@ -91,6 +92,12 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--explain", type=Path, metavar="FOLDER", help="put a picture of where the model looked there, for each photo")
     add("--true-labels", action="store_true", help="the folder of a photo is its class: print the accuracy, and report")
     add("--report", type=Path, metavar="FILE", help="where the report of --true-labels goes; by default report.html")
+    add(
+        "--ray",
+        action="store_true",
+        help="on the machines of the Ray cluster that RAY_ADDRESS names, else on this one; photos, model and "
+        "--explain's folder lie under the same paths on all of them",
+    )
     predict.set_defaults(run=_predict, refuse=predict.error)
 
 
@@ -130,12 +137,22 @@ def _predict(options: argparse.Namespace) -> int:
         options.explain,
         report,
     )
-    with Stop.listening() as stop:
+    with ExitStack() as stack:
+        elsewhere = stack.enter_context(_on_ray(settings)) if options.ray else None
+        stop = stack.enter_context(Stop.listening())
         try:
-            return predict(options.predictor or _predictor(settings), job, stop)
+            return predict(options.predictor or _predictor(settings), job, stop, elsewhere)
         except KeyboardInterrupt:
             print("\nstopped.", file=sys.stderr)
             return stop.status
+
+
+def _on_ray(settings: Settings) -> AbstractContextManager[Answerer]:
+    from pigeonhole.cluster.bulk import on_ray
+    from pigeonhole.wiring import model_of
+
+    address = hush_ray()  # before Ray is imported
+    return on_ray(address, model_of(settings), settings.max_decoded)
 
 
 def _clash(output: Path | None, report: Path | None, heatmaps: Path | None) -> str | None:

@@ -46,6 +46,7 @@
         ├── ModelFileError
         ├── CompiledFileError
         ├── NotCompiled
+        ├── ClusterError
         └── TrainingError
 
 A sentence says what was seen and what is allowed. One that a client gets holds no path of the server, no traceback and
@@ -286,6 +287,10 @@ class CompiledFileError(StartError):
 
 
 class NotCompiled(StartError):
+    pass
+
+
+class ClusterError(StartError):
     pass
 
 

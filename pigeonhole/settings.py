@@ -345,6 +345,17 @@ def hush_downloaders() -> None:
         os.environ.setdefault(name, value)
 
 
+def hush_ray() -> str | None:
+    """Ask Ray for no statistics of its use and no words of its own; the address of a cluster, if one is named.
+
+    It looks at the environment when it is imported. What is set there already stays, but for the statistics.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
+    return os.environ.get("RAY_ADDRESS")
+
+
 def _by_commas(text: str) -> frozenset[str]:
     return frozenset(re.split(r"[\s,]+", text)) - {""}
 

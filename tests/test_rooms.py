@@ -39,6 +39,9 @@ ROOMS = {
     "idna": ("pigeonhole/intake/addresses.py",),
     "limits": ("pigeonhole/settings.py", "pigeonhole/web/rates.py"),
     "redis": ("pigeonhole/web/rates.py",),
+    "ray": ("pigeonhole/cluster/",),
+    "a2wsgi": ("pigeonhole/cluster/",),
+    "starlette": ("pigeonhole/cluster/",),
 }
 # who may not import whom: errors, drafts, machine and settings are leaves, intake and model know no web
 BARRED = {
@@ -50,9 +53,23 @@ BARRED = {
     "pigeonhole/settings.py": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.model", "app"),
     "pigeonhole/intake/": ("pigeonhole.web", "pigeonhole.model", "pigeonhole.settings", "app"),
     "pigeonhole/model/": ("pigeonhole.web", "pigeonhole.intake", "pigeonhole.settings", "app"),
-    "pigeonhole/batch/": ("pigeonhole.web", "pigeonhole.settings", "pigeonhole.wiring", "pigeonhole.cli", "app"),
-    "pigeonhole/web/": ("pigeonhole.batch", "pigeonhole.cli", "pigeonhole.server", "app"),
-    "pigeonhole/server/": ("pigeonhole.batch", "pigeonhole.cli", "pigeonhole.model", "flask", "app"),
+    "pigeonhole/batch/": (
+        "pigeonhole.web",
+        "pigeonhole.cluster",
+        "pigeonhole.settings",
+        "pigeonhole.wiring",
+        "pigeonhole.cli",
+        "app",
+    ),
+    "pigeonhole/web/": ("pigeonhole.batch", "pigeonhole.cluster", "pigeonhole.cli", "pigeonhole.server", "app"),
+    "pigeonhole/server/": (
+        "pigeonhole.batch",
+        "pigeonhole.cluster",
+        "pigeonhole.cli",
+        "pigeonhole.model",
+        "flask",
+        "app",
+    ),
 }
 
 
@@ -77,7 +94,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((name, id(node) not in inside) for name in names)
 
 
-AT_ONCE = ("flask", "werkzeug", "jinja2", "gunicorn")  # loaded with the app, or before it
+AT_ONCE = ("flask", "werkzeug", "jinja2", "gunicorn", "ray", "a2wsgi", "starlette")  # loaded with the app, or before it
 
 
 def within(name: str, package: str) -> bool:
@@ -116,6 +133,6 @@ def test_the_watch_sees() -> None:
 def test_the_app_imports_no_torch(module: str) -> None:
     """Importing the app, or what the master runs, loads no torch or OpenVINO, or what downloads, counts or traces."""
     heavy = ("torch", "fastai", "torchvision", "openvino", "onnx", "fsspec", "aiohttp", "mlflow", "huggingface_hub")
-    heavy += ("limits", "redis", "opentelemetry")
+    heavy += ("limits", "redis", "opentelemetry", "ray")
     code = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"

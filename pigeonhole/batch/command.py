@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from pigeonhole.batch import heatmaps
-from pigeonhole.batch.finding import Found, PassedOver, find, opened
+from pigeonhole.batch.answering import Answer, Answering
+from pigeonhole.batch.finding import Found, find
 from pigeonhole.batch.output import Output, finished, is_unfinished, standard_output, to_file, to_stdout
 from pigeonhole.batch.pool import in_order
 from pigeonhole.batch.progress import Progress, is_seen
 from pigeonhole.batch.report import About, Mistake, check_report, shrunk, write_report
-from pigeonhole.batch.rows import CSV, Format, JSONLines, Kind, Row, Table, rounded, without_controls
+from pigeonhole.batch.rows import CSV, Format, JSONLines, Kind, Row, Table, without_controls
 from pigeonhole.batch.scores import Judged, Scores, as_table
 from pigeonhole.batch.stopping import Stop
 from pigeonhole.errors import FolderError, ModelFault, NotAvailable, RequestError
 from pigeonhole.intake.pictures import Limits, Orientation, open_photo
 from pigeonhole.machine import usable_cores
-from pigeonhole.model.predictor import Engine, Prediction, Predictor, Shown
+from pigeonhole.model.predictor import Engine, Predictor, Shown
 
 WORKED, DID_NOT_WORK = 0, 1
 ONE_MORE = 1  # thread than cores, for what waits for a disk; with more, two cores answered no more photos a second
@@ -57,11 +58,14 @@ class Tally:
     passed_over: int = 0
 
 
-Answer = Row | str | None  # a row; or the sentence that says why there is none; or nothing to say
+Answers = Generator[tuple[Found, Answer], None, None]
+Answerer = Callable[[Answering, Iterable[Found]], Answers]  # all of them in their order, as `Answering` answers
 
 
-def predict(predictor: Predictor, job: Job, stop: Stop) -> int:
+def predict(predictor: Predictor, job: Job, stop: Stop, elsewhere: Answerer | None = None) -> int:
     """Do `job`; the exit status is 0, 1 if a file was not answered, or that of a signal that stopped it.
+
+    `elsewhere` answers in the place of threads of this process.
 
     Raises:
         FolderError: there is nothing to do, or a file to be written is in the way.
@@ -81,7 +85,7 @@ def predict(predictor: Predictor, job: Job, stop: Stop) -> int:
         heatmaps.prepare(job.heatmaps, goes_on=job.output is not None and is_unfinished(job.output))
     format = _format(job, engine, is_multi_label, found)
     with stop.gently(), _output(job, engine, format) as output:
-        rows = _Run(predictor, job, stop, tally, output).all(found)
+        rows = _Run(predictor, job, stop, tally, output, elsewhere).all(found)
     if tally.left:
         return stop.status
     if tally.passed_over == len(found):
@@ -151,20 +155,17 @@ class _Run:
     stop: Stop
     tally: Tally
     output: Output
-    places: dict[str, Path] = field(default_factory=dict)
+    elsewhere: Answerer | None
 
     def all(self, found: Sequence[Found]) -> dict[str, Row]:
         """Answer what is not answered yet. Where they are to be judged, the rows of all files, by their names."""
         done = self.output.done
-        if self.job.heatmaps:
-            self.places = heatmaps.places(found)
         left = [one for one in found if one.name not in done]
         self.tally.left = len(left)
-        threads = min(filter(None, (usable_cores() + ONE_MORE, self.job.max_decoded)))
         began = time.monotonic()
         with (
             Progress(len(found), len(found) - len(left), is_seen(self.job.output is None)) as progress,
-            closing(in_order(self.answer, self.stop.until_asked(left), threads)) as answers,
+            closing(self._answers(found, self.stop.until_asked(left))) as answers,
         ):
             if len(left) < len(found):
                 progress.say(f"{len(found) - len(left)} of {len(found)} files are done already.")
@@ -172,6 +173,16 @@ class _Run:
                 self._take(one, answer, progress)
         self._tell(len(found), time.monotonic() - began)
         return done
+
+    def _answers(self, found: Sequence[Found], left: Iterable[Found]) -> Answers:
+        job = self.job
+        folder = job.heatmaps
+        places = {name: folder / place for name, place in heatmaps.places(found).items()} if folder else None
+        answering = Answering(self.predictor, job.limits, job.orientation, job.top, places)
+        if self.elsewhere:
+            return self.elsewhere(answering, left)
+        threads = min(filter(None, (usable_cores() + ONE_MORE, job.max_decoded)))
+        return in_order(answering, left, threads)
 
     def _take(self, one: Found, answer: Answer, progress: Progress) -> None:
         if isinstance(answer, Row):
@@ -186,26 +197,6 @@ class _Run:
             progress.say(f"{without_controls(one.name)}: {answer}")
         self.tally.left -= 1
         progress.step()
-
-    def answer(self, one: Found) -> Answer:
-        """Called by several threads."""
-        try:
-            with opened(one) as file:
-                photo = open_photo(file, self.job.limits, self.job.orientation)
-                if self.job.heatmaps is None:
-                    return self._row(one, self.predictor.predict(photo))
-                prediction, explanation = self.predictor.explain(photo)
-                heatmaps.save(explanation.overlay(), self.job.heatmaps / self.places[one.name])
-                return self._row(one, prediction)
-        except PassedOver:
-            return None
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}."
-        except (RequestError, ModelFault) as error:
-            return str(error)
-
-    def _row(self, one: Found, prediction: Prediction) -> Row:
-        return Row(one.name, prediction.success, rounded(prediction.ranked(self.predictor.labels)[: self.job.top]))
 
     def _tell(self, files: int, seconds: float) -> None:
         answered = self.tally.answered

@@ -1,0 +1,1 @@
+"""The same app and predictor on many machines, under Ray."""
