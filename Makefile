@@ -33,5 +33,5 @@ clean:
 	@touch $@
 
 .venv/test: .venv/serve
-	tools/environment.sh .venv store formats telemetry dev-packages
+	tools/environment.sh .venv store formats telemetry ray dev-packages
 	@touch $@

@@ -39,6 +39,8 @@
     │   └── ModelFault                  503 model_fault
     └── StartError                      the service does not start; the sentence goes to the terminal
         ├── SettingsError
+        ├── TooLittleMemory
+        ├── NotMeasured
         ├── FolderError
         ├── PackagesMissing
         ├── DownloadError

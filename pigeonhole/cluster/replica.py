@@ -6,6 +6,7 @@ starts and stops them as requests are in flight, and replaces one whose `/ready`
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ from pigeonhole.web.log_lines import start_logging
 
 if TYPE_CHECKING:
     from flask import Flask
+
+log = logging.getLogger(__name__)
 
 RECEIVED = "pigeonhole.received"  # in an ASGI scope, the whole request
 WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -83,6 +86,7 @@ def opened(settings: Settings) -> Flask:
         raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
     if engine.about["engine"] == "compiled":
         give_memory_back()
+    log.info("memory: %s", app.extensions["here"].room)
     return app
 
 
