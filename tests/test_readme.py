@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -35,24 +36,34 @@ README = (ROOT / "README.md").read_text()
 REST = README.replace(WAYS_IN.read_text(), "")  # what is shown for each way in, test_shown_ways_in runs
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", REST, re.S) for line in block.splitlines()]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
-TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD, PREDICT = (
+TRAIN, DOCTOR, COMPILE, SETTINGS, DOWNLOAD, PREDICT, PLAN = (
     f".venv/bin/python -m pigeonhole {verb}"
-    for verb in ("train", "doctor", "compile", "settings", "download", "predict")
+    for verb in ("train", "doctor", "compile", "settings", "download", "predict", "plan")
 )
+ON_RAY = f"{PREDICT} --ray"  # tests/cluster runs it
 SECRET = '.venv/bin/python -c "import secrets'
 KNOWN = (
     "make serve",
     "make test",
+    "make image",  # tests/deploy/test_image.py
+    "make push-heroku",  # the same
     "curl ",
     TRAIN,
     DOCTOR,
     COMPILE,
     SETTINGS,
     DOWNLOAD,
+    ON_RAY,
     PREDICT,
+    PLAN,
     SECRET,
     "tools/environment.sh",
+    "docker compose",  # tests/deploy/test_manifests.py
     "docker ",
+    "sed ",  # the same
+    "kubectl ",  # the same, and tests/cluster/test_manifests.py
+    "export ",
+    ".venv/bin/serve",
 )
 
 
@@ -68,16 +79,25 @@ def test_no_command_goes_untested() -> None:
     assert Counter(kinds) == {
         "make serve": 1,
         "make test": 1,
+        "make image": 1,
+        "make push-heroku": 1,
         "curl ": 2,
         TRAIN: 1,
         DOCTOR: 1,
         COMPILE: 1,
         SETTINGS: 1,
         DOWNLOAD: 1,
+        ON_RAY: 1,
         PREDICT: 1,
+        PLAN: 1,
         SECRET: 1,
-        "tools/environment.sh": 2,
-        "docker ": 2,
+        "tools/environment.sh": 3,
+        "docker compose": 4,
+        "docker ": 5,
+        "sed ": 1,
+        "kubectl ": 2,
+        "export ": 1,
+        ".venv/bin/serve": 2,
     }
 
 
@@ -192,7 +212,7 @@ def test_compile(tmp_path: Path) -> None:
 
 def test_predict(compiled_demo: Path, one_of_each: dict[str, Path], tmp_path: Path) -> None:
     """The command answers all photos of a folder, and with `--true-labels` writes the report."""
-    (command,) = [line for line in COMMANDS if line.startswith(PREDICT)]
+    (command,) = [line for line in COMMANDS if line.startswith(PREDICT) and not line.startswith(ON_RAY)]
     for label, photo in one_of_each.items():
         (tmp_path / "photos" / label).mkdir(parents=True)
         shutil.copy(photo, tmp_path / "photos" / label)
@@ -212,9 +232,10 @@ def test_predict(compiled_demo: Path, one_of_each: dict[str, Path], tmp_path: Pa
     reason="no Docker engine here; .ci/run builds and runs the image without one where it can",
 )
 def test_docker(tmp_path: Path) -> None:
-    """The image builds and answers."""
-    build, start = (command for command in COMMANDS if command.startswith("docker "))
-    assert run(build, ROOT).returncode == 0
+    """The image builds and answers, and says what it is made of."""
+    start, listed = (command for command in COMMANDS if re.match("docker run (-p|--rm)", command))
+    assert run("make image", ROOT).returncode == 0
+    assert "openvino" in run(listed, ROOT).stdout
     port = free_port()
     name = f"pigeonhole-test-{port}"
     start = start.replace("run -p 5000:", f"run --rm -d --name {name} -p {port}:")
@@ -225,6 +246,45 @@ def test_docker(tmp_path: Path) -> None:
         )
     finally:
         run(f"docker stop {name}", ROOT)
+
+
+def test_the_stages_and_folders_that_docker_is_told() -> None:
+    """Each stage that the README builds is in the Dockerfile, and what is mounted there is what the stage serves."""
+    stages = re.findall(r"(?:--target |TARGET=)([a-z]+)", README)
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert set(stages) == {"learner", "dev"} <= set(re.findall(r"AS (\w+)$", dockerfile, re.M))
+    assert "WORKDIR /app" in dockerfile
+    assert README.count('-v "$PWD:/app"') == 2
+
+
+def test_plan() -> None:
+    """The command's options are known; what it measures, tests/test_planning.py does."""
+    (command,) = [line for line in COMMANDS if line.startswith(PLAN)]
+    command = command.replace(".venv/bin/python", sys.executable).replace("--cores 2", "--cores 1000")
+    told = run(command, ROOT)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "cannot be measured" in told.stderr
+
+
+def test_ray() -> None:
+    """What Ray is told to serve and to call is there."""
+    (variables,) = [line for line in COMMANDS if line.startswith("export ")]
+    module, _, name = variables.rpartition("=")[2].rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert "RAY_USAGE_STATS_ENABLED=0" in variables
+    files = [line.split()[-1] for line in COMMANDS if line.startswith((".venv/bin/serve", "kubectl apply"))]
+    assert len(files) == 3
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def test_links() -> None:
+    """Links within the README and to files lead somewhere."""
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
+    }
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert {link[1:] for link in links if link[0] == "#"} <= anchors
+    assert all((ROOT / link).exists() for link in links if link[0] != "#")
 
 
 def table(title: str) -> list[list[str]]:
@@ -261,7 +321,7 @@ def test_what_more_can_be_installed() -> None:
     """The categories that the README installs are in the lock, and the Dockerfile takes them."""
     categories = re.findall(r"tools/environment\.sh \.venv (?:packages )?(\w+)", README)
     categories += re.findall(r'CATEGORIES="packages (\w+)"', README)
-    assert sorted(set(categories)) == ["formats", "store", "telemetry"]
+    assert sorted(set(categories)) == ["formats", "ray", "store", "telemetry"]
     assert set(categories) < set(json.loads((ROOT / "Pipfile.lock").read_text()))
     assert "ARG CATEGORIES=packages" in (ROOT / "Dockerfile").read_text()
 
