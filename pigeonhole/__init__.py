@@ -15,7 +15,7 @@ The map, and the direction of imports (left may import right, never back):
     web             the only rooms that import Flask: access, page, openapi, dialects, open_inference -> api,
                     classifier -> bodies -> picture_request; page -> theme, page_examples, files, keys, replies;
                     access -> page, keys, rates; observe, replies -> metrics -> tracing, log_lines; replies,
-                    access -> headers; as types: prediction_request, answers, tensors -> schemas
+                    access -> headers; ready -> classifier; as types: prediction_request, answers, tensors -> schemas
     batch           whole folders through the predictor, without Flask: command -> output, report, answering -> rows,
                     finding, heatmaps, scores, pool, stopping, progress
     planning        with which settings the service fits a box: planning -> measuring, sizing

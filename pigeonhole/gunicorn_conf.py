@@ -7,10 +7,8 @@ torch and of OpenVINO do not survive a fork.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,25 +19,23 @@ from typing import Any, NoReturn, TextIO
 
 from gunicorn.errors import HaltServer
 
-from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError, TooLittleMemory
+from pigeonhole.errors import DownloadError, PigeonholeError, SettingsError
 from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.machine import give_memory_back, killed_for_memory, usable_memory
+from pigeonhole.machine import killed_for_memory, usable_memory
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.settings import MIB, Settings
 from pigeonhole.sizing import Box, Shape, check
 from pigeonhole.web import tracing
-from pigeonhole.web.classifier import sandbox
 from pigeonhole.web.keys import keys_of
-from pigeonhole.web.log_lines import JSONLine, start_logging
+from pigeonhole.web.log_lines import JSONLine
 from pigeonhole.web.page_examples import examples_of
+from pigeonhole.web.ready import get_ready
 from pigeonhole.wiring import model_of
 
 SHARED_MEMORY = "/dev/shm"  # in a read-only container the one folder that can be written to, beside UPLOADS
 WORKER_BOOT_ERROR = 3  # gunicorn's own number: the master stops instead of trying again for ever
-
-log = logging.getLogger(__name__)
 
 while os.open(os.devnull, os.O_RDWR) < 3:  # where standard error is closed, an upload would be opened in its place
     pass
@@ -105,27 +101,13 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In each worker, before its first request."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash leaves on the disk would hold photos
-    start_logging(settings.log_level)
-    first = worker.age <= settings.workers  # a later one that fails must not take the others down
-    status = WORKER_BOOT_ERROR if first else 1
     try:
-        engine = worker.wsgi.extensions["predictor"].load()
+        engine = get_ready(worker.wsgi)
     except PigeonholeError as error:
-        _refuse(error, status)
-    if settings.sandbox != "off":
-        works = sandbox(settings.formats).works  # the first cell, and the word of warning if there is none
-        if settings.sandbox == "on" and not works:
-            _refuse(SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without."), status)
-    if engine.about["engine"] == "compiled":
-        give_memory_back()
-    try:
-        room = worker.wsgi.extensions["here"].room
-    except TooLittleMemory as error:
-        _refuse(error, status)
+        first = worker.age <= settings.workers  # a later one that fails must not take the others down
+        _refuse(error, WORKER_BOOT_ERROR if first else 1)
     loaded[0] = True
     if worker.age == 1:  # the first one speaks for all
-        log.info("memory: %s", room)
         _say_how_to_try(len(engine.labels))
 
 

@@ -6,9 +6,7 @@ starts and stops them as requests are in flight, and replaces one whose `/ready`
 
 from __future__ import annotations
 
-import logging
 import math
-import resource
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +15,15 @@ from ray import get_runtime_context, serve
 
 from app import create_app
 from pigeonhole.cluster.whole import ASGI, Receive, Received, Scope, Send, Whole
-from pigeonhole.errors import NotReady, SettingsError
+from pigeonhole.errors import NotReady
 from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
-from pigeonhole.machine import give_memory_back, usable_cores
+from pigeonhole.machine import usable_cores
 from pigeonhole.settings import Settings
-from pigeonhole.web.classifier import sandbox
-from pigeonhole.web.log_lines import start_logging
+from pigeonhole.web.ready import get_ready
 
 if TYPE_CHECKING:
     from flask import Flask
-
-log = logging.getLogger(__name__)
 
 RECEIVED = "pigeonhole.received"  # in an ASGI scope, the whole request
 WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -75,18 +70,11 @@ def shared(settings: Settings, cpus: float) -> Settings:
 
 
 def opened(settings: Settings) -> Flask:
-    """The Flask app, ready to answer, in a process that does what gunicorn's workers do before their first request."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash leaves on the disk would hold photos
-    start_logging(settings.log_level)
+    """The Flask app, ready to answer, in a process that does what gunicorn's do before their first request."""
     prepare(settings.uploads)
     load_decoders(settings.formats)
     app = create_app(settings)
-    engine = app.extensions["predictor"].load()
-    if settings.sandbox != "off" and not sandbox(settings.formats).works and settings.sandbox == "on":
-        raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
-    if engine.about["engine"] == "compiled":
-        give_memory_back()
-    log.info("memory: %s", app.extensions["here"].room)
+    get_ready(app)
     return app
 
 
