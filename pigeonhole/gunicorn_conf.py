@@ -25,6 +25,7 @@ from pigeonhole.intake.uploads import prepare
 from pigeonhole.machine import killed_for_memory, usable_memory
 from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
+from pigeonhole.server.worker import is_app
 from pigeonhole.settings import MIB, Settings
 from pigeonhole.sizing import Box, Shape, check
 from pigeonhole.web import tracing
@@ -101,6 +102,8 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In each worker, before its first request."""
+    if not is_app(worker.wsgi):
+        return
     try:
         engine = get_ready(worker.wsgi)
     except PigeonholeError as error:
@@ -123,7 +126,7 @@ def child_exit(server: Any, worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """In each worker, after its last request."""
-    if worker.wsgi is not None:  # it may have failed to load
+    if is_app(worker.wsgi):  # it may have failed to load
         worker.wsgi.extensions["traces"].close()
 
 

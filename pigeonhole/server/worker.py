@@ -59,6 +59,11 @@ TOO_MANY = "too many connections are open; please try again."
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+def is_app(wsgi: object) -> bool:
+    """Under `--reload` gunicorn puts something else in the place of an app with a syntax error."""
+    return hasattr(wsgi, "extensions")
+
+
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
     """A worker for `worker_class`; the app's `config["SETTINGS"]` has its limits."""
 
@@ -82,11 +87,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop, then until all that was accepted is answered."""
+        if not is_app(self.wsgi):
+            self._await_change()
+            return
         self._begin()
         while self.alive and self.is_parent_alive():
             self._turn()
         self._finish()
         self._end()
+
+    def _await_change(self) -> None:
+        while self.alive and self.is_parent_alive():
+            self.notify()
+            time.sleep(TICK)
 
     # the loop
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GUNICORN, Server, StartServer, picture
+from tests.conftest import GUNICORN, Server, StartServer, picture, wait_until_up
 from tests.test_serving import END, HEAD, PART, connected
 
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -285,3 +285,20 @@ def test_an_address_without_a_path(server: Server) -> None:
         connection.sendall(b"GET http://a HTTP/1.1\r\nHost: b.example\r\nConnection: close\r\n\r\n")
         got = all_of(connection)
     assert (got[:15], b"Location" in got) == (b"HTTP/1.1 200 OK", False)
+
+
+def test_a_syntax_error_while_reloading(start_server: StartServer, tmp_path: Path) -> None:
+    """Under --reload a syntax error is told and waited out: once it is mended, the service is there."""
+    module = tmp_path / "edited.py"
+    module.write_text("app = \n")
+    command = [*GUNICORN[:-1], "--reload", "edited:app"]
+    server = start_server(command=command, wait=False, PYTHONPATH=str(tmp_path))
+    deadline = time.monotonic() + 30
+    while "SyntaxError" not in server.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2)  # gunicorn looks at the files once a second, and has to have seen this one
+    assert server.process.poll() is None
+    module.write_text("from app import app\n")
+    wait_until_up(server)
+    assert server.stop() == 0
