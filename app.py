@@ -41,7 +41,7 @@ def create_app(
     classifier = Classifier(predictor, settings, fetcher, metrics.phase)
     app = Flask("pigeonhole", static_folder=None)
     app.debug = False  # whatever FLASK_DEBUG says: no debugger, no tracebacks
-    app.extensions.update(predictor=predictor, here=classifier.here)
+    app.extensions.update(predictor=predictor, measured=classifier.measured)
     PictureRequest.install(app, settings)
     keys = keys_of(settings)
     api = API(app, has_keys=keys is not None, has_rates=settings.rate_limit is not None)

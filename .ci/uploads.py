@@ -31,7 +31,7 @@ def wrong(server: str, photo: str, label: str) -> str | None:
         connection.request("POST", "/predict", PART.encode() + Path(photo).read_bytes() + END.encode(), HEADERS)
         answer = connection.getresponse()
         body = answer.read().decode()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         return f"{photo}: {error}"
     finally:
         connection.close()

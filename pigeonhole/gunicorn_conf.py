@@ -27,12 +27,12 @@ from pigeonhole.model.choosing import check_model, compile_if_stale
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.server.worker import is_app
 from pigeonhole.settings import MIB, Settings
-from pigeonhole.sizing import Box, Shape, check
+from pigeonhole.sizing import Box, Shape, check_memory
 from pigeonhole.web import tracing
 from pigeonhole.web.keys import keys_of
 from pigeonhole.web.log_lines import JSONLine
 from pigeonhole.web.page_examples import examples_of
-from pigeonhole.web.ready import get_ready
+from pigeonhole.web.ready import prepare_process
 from pigeonhole.wiring import model_of
 
 SHARED_MEMORY = "/dev/shm"  # in a read-only container the one folder that can be written to, beside UPLOADS
@@ -93,7 +93,7 @@ def on_starting(server: Any) -> None:
             model = model_of(settings)
             check_model(model)
             compile_if_stale(model, _say)
-            check(Box.here(), model.file.stat().st_size, Shape.of(settings))
+            check_memory(Box.here(), model.file.stat().st_size, Shape.of(settings))
     except PigeonholeError as error:
         _refuse(error, 1)
     for handler in server.log.error_log.handlers:  # what gunicorn has to say from here on
@@ -105,7 +105,7 @@ def post_worker_init(worker: Any) -> None:
     if not is_app(worker.wsgi):
         return
     try:
-        engine = get_ready(worker.wsgi)
+        engine = prepare_process(worker.wsgi)
     except PigeonholeError as error:
         first = worker.age <= settings.workers  # a later one that fails must not take the others down
         _refuse(error, WORKER_BOOT_ERROR if first else 1)
@@ -115,7 +115,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, after a worker has ended; another one would meet the same end."""
+    """In the master, after a worker has ended: where it was for want of memory, another one would meet the same end."""
     if not loaded[0] and killed_for_memory() > killed_before:
         _say(
             f"Pigeonhole does not start.\n{usable_memory() // MIB} MB of memory are too little to load the model.",

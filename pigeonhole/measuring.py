@@ -84,7 +84,9 @@ class Service:
 
 @contextmanager
 def serving(**settings: str) -> Iterator[Service]:
-    """The service with the settings of the environment, but for those given, and open to nobody but this machine.
+    """The service with the settings of the environment, but for those given, and for nobody but this process.
+
+    It listens on loopback, asks for no key, and keeps pictures in a folder of its own.
 
     Raises:
         NotMeasured: it does not start.

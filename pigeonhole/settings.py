@@ -127,9 +127,14 @@ class Settings(BaseSettings):
     max_connections: Annotated[
         int, Field(ge=8, le=60_000, description="most connections of one worker; beyond it idle ones are closed")
     ] = 2000
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB, description="largest request, or picture fetched")] = (
-        10 * MIB
-    )
+    max_body_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            le=1024 * MIB,
+            description="largest request, or picture fetched; less where there is no memory for it",
+        ),
+    ] = 10 * MIB
     max_form_bytes: Annotated[int, Field(ge=1024, le=16 * MIB, description="largest text field of a form")] = 64 * 1024
     max_files: Annotated[int, Field(ge=1, le=1000, description="most files in one request")] = 10
     image_formats: Annotated[
@@ -149,8 +154,8 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=256,
-            description="most pictures decoded at the same time in one worker, by default as many as there are cores; "
-            "others wait",
+            description="most pictures decoded at the same time in one worker; by default as many as there are cores, "
+            "or one where there is no memory for more",
         ),
     ] = None
     sandbox: Annotated[

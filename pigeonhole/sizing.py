@@ -24,7 +24,7 @@ CELL = 10 * MIB  # one of these
 THREAD = 1 * MIB  # that answers: its buffers, and what the network computes in
 BODIES = 16  # times the largest body, where they lie on a disk: all that are received, wait or are answered
 COPIES = 2  # of a body that is a form: itself, and the pictures out of it
-LEAST = 8 * MIB  # for pictures: one of two million pixels
+LEAST = 8 * MIB  # for pictures: a JPEG of 1.8 million pixels
 A_PHOTO = 48 * MIB  # a JPEG of 12 million pixels, as phones take them
 JPEG, TURNED, WEBP = 4, 8, 12  # bytes a pixel; see `intake.memory`
 WITHOUT_MODEL = 130 * MIB  # the least that master, worker and nursery were ever seen to hold, OpenVINO loaded
@@ -117,7 +117,7 @@ def divide(box: Box, held: Held, shape: Shape) -> Room:
     return room
 
 
-def check(box: Box, model_file: int, shape: Shape) -> None:
+def check_memory(box: Box, model_file: int, shape: Shape) -> None:
     """Raise TooLittleMemory where a model of so many bytes cannot be loaded, before the kernel ends the attempt."""
     needed = WITHOUT_MODEL + shape.workers * model_file
     if box.memory < needed:
@@ -148,7 +148,7 @@ def _too_little(box: Box, needed: int, shape: Shape) -> str:
     )
 
 
-class RoomHere:
+class MeasuredRoom:
     """The Room of this process, measured when it is first asked for; by then the model should be loaded."""
 
     def __init__(self, settings: Settings) -> None:

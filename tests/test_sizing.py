@@ -9,7 +9,7 @@ import pytest
 
 from pigeonhole.errors import TooLittleMemory
 from pigeonhole.settings import MIB, Settings
-from pigeonhole.sizing import COPIES, Box, Held, RoomHere, Shape, check, divide
+from pigeonhole.sizing import COPIES, Box, Held, MeasuredRoom, Shape, check_memory, divide
 
 DEMO = Held(master=38 * MIB, worker=142 * MIB)
 DEFAULTS = Shape(workers=1, threads=8, decoding=None, is_sandboxed=True, body=10 * MIB, bodies_in_memory=True)
@@ -67,15 +67,15 @@ def test_before_loading(memory: int, workers: int, fits: bool) -> None:
     """A model that cannot be loaded at all is refused before that is tried."""
     shape = replace(DEFAULTS, workers=workers)
     if fits:
-        check(box(memory), 23 * MIB, shape)
+        check_memory(box(memory), 23 * MIB, shape)
     else:
         with pytest.raises(TooLittleMemory, match="fewer WORKERS" if workers > 1 else "least; PRECISION"):
-            check(box(memory), 23 * MIB, shape)
+            check_memory(box(memory), 23 * MIB, shape)
 
 
 def test_here(uploads: Path) -> None:
     """Of this process it is what the machine leaves, and it is measured once."""
-    here = RoomHere(Settings(uploads=uploads, max_decoded=3))
+    here = MeasuredRoom(Settings(uploads=uploads, max_decoded=3))
     assert here.room is here.room
     assert here.room.decoding == 3
     assert 0 < here.room.pictures < Box.here().memory - Held.here().worker

@@ -180,9 +180,14 @@ class _Run:
         places = {name: folder / place for name, place in heatmaps.places(found).items()} if folder else None
         answering = Answering(self.predictor, job.limits, job.orientation, job.top, places)
         if self.elsewhere:
-            return self.elsewhere(answering, left)
+            return self._elsewhere(self.elsewhere(answering, left))
         threads = min(filter(None, (usable_cores() + ONE_MORE, job.max_decoded)))
         return in_order(answering, left, threads)
+
+    def _elsewhere(self, answers: Answers) -> Answers:
+        """There everything is in hand from the start, so that what is not answered yet is let go when asked to stop."""
+        with closing(answers):
+            yield from self.stop.until_asked(answers)
 
     def _take(self, one: Found, answer: Answer, progress: Progress) -> None:
         if isinstance(answer, Row):

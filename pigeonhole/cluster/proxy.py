@@ -77,10 +77,12 @@ class Answer:
 
 
 def _trouble(status: int) -> ServiceError:
-    """As Ray's proxy has no route (404), no room (503, 429) or no patience (408)."""
+    """As Ray's proxy has no route (404), no room (503, 429) or no patience (408); of anything else no more is known."""
     if status == 404:
         return NotReady("the model is not loaded.")
-    return Overloaded("too many requests are waiting already; please try again.")
+    if status in (408, 429, 503):
+        return Overloaded("too many requests are waiting already; please try again.")
+    return ServiceError(OUR_FAULT)
 
 
 def _once(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -20,7 +20,7 @@ from pigeonhole.intake.formats import load_decoders
 from pigeonhole.intake.uploads import prepare
 from pigeonhole.machine import usable_cores
 from pigeonhole.settings import Settings
-from pigeonhole.web.ready import get_ready
+from pigeonhole.web.ready import prepare_process
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -39,10 +39,14 @@ class Replica:
     """
 
     def __init__(self) -> None:
-        self._flask = opened(shared(Settings.load(), get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        self._flask = ready_app(
+            as_one_of_many(Settings.load(), get_runtime_context().get_assigned_resources().get("CPU", 1))
+        )
 
     def __serve_build_asgi_app__(self) -> ASGI:  # noqa: N807  Ray's name
-        return as_asgi(self._flask.wsgi_app, self._flask.config["SETTINGS"])
+        return as_asgi(
+            self._flask.wsgi_app, self._flask.config["SETTINGS"], self._flask.extensions["measured"].room.bodies
+        )
 
     def check_health(self) -> None:
         """Ray asks every `health_check_period_s`; raises NotReady where `/ready` does not say 200."""
@@ -58,28 +62,31 @@ class Replica:
 app: Any = Replica.bind()  # type: ignore[attr-defined]  # Ray makes another class of it
 
 
-def shared(settings: Settings, cpus: float) -> Settings:
+def as_one_of_many(settings: Settings, cpus: float) -> Settings:
     """The settings of a replica that Ray has promised `cpus` of this machine's cores.
 
     Ray only counts them. To the rest of the service it looks as if as many workers as fit shared the machine, so that
-    it takes its part of the cores and of the memory.
+    it takes its part of the cores and of the memory. What Ray itself holds there, `sizing` does not know.
     """
     cores = max(1, math.ceil(cpus))
     workers = max(1, usable_cores() // cores)
     return settings.model_copy(update={"workers": workers, "max_decoded": settings.max_decoded or cores})
 
 
-def opened(settings: Settings) -> Flask:
+def ready_app(settings: Settings) -> Flask:
     """The Flask app, ready to answer, in a process that does what gunicorn's do before their first request."""
     prepare(settings.uploads)
     load_decoders(settings.formats)
     app = create_app(settings)
-    get_ready(app)
+    prepare_process(app)
     return app
 
 
-def as_asgi(app: WSGI, settings: Settings) -> ASGI:
-    """`app` as Ray calls it, which gets requests whole and with their deadlines, as from our own server."""
+def as_asgi(app: WSGI, settings: Settings, bodies: int | None = None) -> ASGI:
+    """`app` as Ray calls it, which gets requests whole and with their deadlines, as from our own server.
+
+    `bodies` as `Whole` has it.
+    """
 
     def with_body(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         received: Received = environ["asgi.scope"][RECEIVED]
@@ -93,4 +100,4 @@ def as_asgi(app: WSGI, settings: Settings) -> ASGI:
     async def bridged(scope: Scope, receive: Receive, send: Send) -> None:
         await bridge({**scope, RECEIVED: receive}, receive, send)
 
-    return Whole(bridged, settings)
+    return Whole(bridged, settings, bodies)

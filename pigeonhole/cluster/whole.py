@@ -17,27 +17,22 @@ from typing import IO, Any
 
 from pigeonhole.errors import (
     BadRequest,
-    HeadTooLarge,
     IncompleteBody,
     Overloaded,
     RequestError,
     ServiceError,
     SlowUpload,
-    TooLarge,
     URLTooLong,
 )
 from pigeonhole.intake.uploads import Uploads
-from pigeonhole.server.refusals import shared_with
-from pigeonhole.settings import MIB, Settings
-from pigeonhole.web.answers import Problem
-from pigeonhole.web.headers import EVERY_ANSWER
+from pigeonhole.server.incoming import IN_MEMORY, MAX_HEAD, body_too_large, head_too_large
+from pigeonhole.server.refusals import TOO_MUCH, body_and_headers, shared_with
+from pigeonhole.settings import Settings
+from pigeonhole.sizing import BODIES
 from pigeonhole.web.log_lines import tell_request
 
 MAX_URL = 4094  # bytes, as gunicorn has it
-MAX_HEAD = 32 * 1024  # bytes
-IN_MEMORY = 64 * 1024  # bytes of a body that need no file
 PIECE = 64 * 1024  # bytes that are handed on at a time
-BODIES_HELD = 16  # times the largest body: all that are being received, wait or are answered
 # what Ray would believe a client: how long it may take, whether it may hang up, and what Ray's logs call it
 RAYS_OWN = (b"x-request-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
 
@@ -51,11 +46,14 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Whole:
     """Hands on to `app`, as its `receive`, a `Received`; answers what is refused, here or by `app`.
 
-    A header with an underscore goes no further: WSGI could not tell `X_Forwarded_For` from what a proxy said.
+    Bodies of `bodies` bytes may be here at once, by default of a few times the largest one. A header with an underscore
+    goes no further: WSGI could not tell `X_Forwarded_For` from what a proxy said.
     """
 
-    def __init__(self, app: ASGI, settings: Settings) -> None:
+    def __init__(self, app: ASGI, settings: Settings, bodies: int | None = None) -> None:
         self._app, self._settings = app, settings
+        self._most = bodies or BODIES * settings.max_body_bytes
+        self._largest = min(settings.max_body_bytes, self._most)
         self._held = 0  # bytes of bodies; one event loop changes it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,23 +78,25 @@ class Whole:
 
     async def _receive(self, received: Received, announced: int) -> None:
         seconds = self._settings.receive_seconds
-        self._check(announced)
+        self._check_size(announced)
         try:
             async with asyncio.timeout(seconds):
                 while not received.is_whole:
                     before = received.size
                     await received.take()
                     self._held += received.size - before
-                    self._check(received.size)
+                    self._check_size(received.size)
+                    self._check_room()
         except TimeoutError as error:
             raise SlowUpload(f"the request did not come within {seconds:g} seconds.") from error
 
-    def _check(self, size: int) -> None:
-        most = self._settings.max_body_bytes
-        if size > most:
-            raise TooLarge(f"the body is too large; at most {most / MIB:g} MiB are accepted.")
-        if self._held > BODIES_HELD * most:
-            raise Overloaded("too much is being received at the moment; please try again.")
+    def _check_size(self, size: int) -> None:
+        if size > self._largest:
+            raise body_too_large(self._largest)
+
+    def _check_room(self) -> None:
+        if self._held > self._most:
+            raise Overloaded(TOO_MUCH)
 
 
 class Received:
@@ -156,17 +156,9 @@ async def refuse(
 ) -> None:
     """Answer what the app does not see, with the JSON and the headers that it would give."""
     request_id = uuid.uuid4().hex
-    body = Problem(error=str(error), code=error.code, request_id=request_id).model_dump_json().encode() + b"\n"
     head = [(name.decode("latin-1").upper(), value.decode("latin-1")) for name, value in _head(scope)]
-    headers = {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "X-Request-ID": request_id,
-        **EVERY_ANSWER,
-        **shared_with(origins, SimpleNamespace(headers=head)),
-    }
-    if isinstance(error, ServiceError):
-        headers["Retry-After"] = str(error.retry_after)
+    body, headers = body_and_headers(error, request_id)
+    headers |= shared_with(origins, SimpleNamespace(headers=head))
     encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     tell_request(request_id, scope["method"], scope["path"], error.status, time.monotonic() - began, code=error.code)
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})
@@ -179,7 +171,7 @@ def _check_head(scope: Scope) -> None:
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL:
         raise URLTooLong("the address is too long.")
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
-        raise HeadTooLarge(f"the head of the request is too large; at most {MAX_HEAD // 1024} KiB are accepted.")
+        raise head_too_large()
 
 
 def _safe(scope: Scope) -> Scope:

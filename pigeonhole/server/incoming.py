@@ -128,7 +128,7 @@ class Incoming:
         self.request.version = min(self.request.version, (1, 1))  # it is answered in the same
         rest = cast(bytes, unreader.take_buffered())
         if len(head) - len(rest) > MAX_HEAD:
-            raise _head_too_large()
+            raise head_too_large()
         reader = self.request.body.reader
         if isinstance(reader, ChunkedReader):
             self._chunks = Chunks()
@@ -163,7 +163,7 @@ class Incoming:
 
     def _check(self, size: int) -> None:
         if size > self._limits.body_bytes:
-            raise TooLarge(f"the body is too large; at most {self._limits.body_bytes / MIB:g} MiB are accepted.")
+            raise body_too_large(self._limits.body_bytes)
 
 
 @contextmanager
@@ -173,12 +173,16 @@ def _refused(size: int) -> Iterator[None]:
     except LimitRequestLine as error:
         raise URLTooLong("the address is too long.") from error
     except LimitRequestHeaders as error:
-        raise _head_too_large() from error
+        raise head_too_large() from error
     except ExpectationFailed as error:
         raise BadExpectation("the only expectation that is met is 100-continue.") from error
     except (ParseException, NoMoreData, StopIteration, ValueError) as error:
-        raise (_head_too_large() if size > MAX_HEAD else BadRequest("the request is not well-formed HTTP.")) from error
+        raise (head_too_large() if size > MAX_HEAD else BadRequest("the request is not well-formed HTTP.")) from error
 
 
-def _head_too_large() -> HeadTooLarge:
+def head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"the head of the request is too large; at most {MAX_HEAD // 1024} KiB are accepted.")
+
+
+def body_too_large(most: int) -> TooLarge:
+    return TooLarge(f"the body is too large; at most {most / MIB:.3g} MiB are accepted.")

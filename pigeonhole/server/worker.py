@@ -34,7 +34,7 @@ from pigeonhole.errors import OUR_FAULT, Overloaded, RequestError, ServiceError,
 from pigeonhole.server.connection import Connection, Outbox, State
 from pigeonhole.server.incoming import WITHOUT_BODY, Incoming, Limits
 from pigeonhole.server.lanes import Lane
-from pigeonhole.server.refusals import refusal, shared_with
+from pigeonhole.server.refusals import TOO_MUCH, refusal, shared_with
 from pigeonhole.web.log_lines import tell_request
 from pigeonhole.web.metrics import NOWHERE
 
@@ -54,7 +54,6 @@ STALE_SECONDS = 1  # after which it is worth a look whether the client still wai
 MOST_DESCRIPTORS = 65_536  # as many as anybody needs, where there is no limit
 FILES_A_REQUEST = 3  # its socket and its files
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-TOO_MUCH = "too much is being received at the moment; please try again."
 TOO_MANY = "too many connections are open; please try again."
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -106,7 +105,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     def _begin(self) -> None:
         self.alive: bool
         settings = self.wsgi.config["SETTINGS"]
-        self._bodies: int = self.wsgi.extensions["here"].room.bodies  # bytes of them that may be here
+        self._bodies: int = self.wsgi.extensions["measured"].room.bodies  # bytes of them that may be here
         self._limits = Limits(min(settings.max_body_bytes, self._bodies), settings.uploads)
         self._receive_seconds: float = settings.receive_seconds
         self._answer_seconds: float = settings.answer_seconds

@@ -25,7 +25,7 @@ from pigeonhole.model.explain import Explanation
 from pigeonhole.model.predictor import Engine, Photo, Prediction, Predictor
 from pigeonhole.model.recipe import Recipe
 from pigeonhole.settings import Settings
-from pigeonhole.sizing import RoomHere
+from pigeonhole.sizing import MeasuredRoom
 from pigeonhole.web.picture_request import PictureRequest, SentPicture, blamed_on
 
 T = TypeVar("T")
@@ -84,9 +84,9 @@ class Classifier:
     ) -> None:
         self._predictor, self._settings, self.phase = predictor, settings, phase
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.formats)
-        self.here = RoomHere(settings)
-        self._turns = Budget(lambda: self.here.room.decoding)
-        self._memory = Budget(lambda: self.here.room.pictures)
+        self.measured = MeasuredRoom(settings)
+        self._turns = Budget(lambda: self.measured.room.decoding)
+        self._memory = Budget(lambda: self.measured.room.pictures)
         self._fetcher = fetcher or Fetcher(
             settings.max_body_bytes, at_once=min(settings.max_fetches, max(1, settings.threads - 1))
         )

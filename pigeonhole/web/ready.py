@@ -17,8 +17,8 @@ from pigeonhole.web.log_lines import start_logging
 log = logging.getLogger(__name__)
 
 
-def get_ready(app: Flask) -> Engine:
-    """Load the model of `app`, the first process that decodes, and see that there is memory left for pictures.
+def prepare_process(app: Flask) -> Engine:
+    """Load the model of `app`, start what decodes, and see that there is memory left for pictures.
 
     Raises:
         StartError: it cannot serve.
@@ -33,6 +33,6 @@ def get_ready(app: Flask) -> Engine:
             raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
     if engine.about["engine"] == "compiled":
         give_memory_back()
-    room: Room = app.extensions["here"].room
+    room: Room = app.extensions["measured"].room
     log.info("memory: %s", room)
     return engine
