@@ -11,10 +11,11 @@ import pytest
 from pigeonhole import planning
 from pigeonhole.cli import main
 from pigeonhole.errors import NotMeasured, SettingsError
+from pigeonhole.machine import children
 from pigeonhole.measuring import photos, serving
 from pigeonhole.planning import Measured, Plan, plan
 from pigeonhole.settings import MIB, Settings
-from pigeonhole.sizing import Box, Held, divide
+from pigeonhole.sizing import Box, divide
 from tests.conftest import StartServer
 from tests.test_serving import JPEG, post
 from tests.test_sizing import DEFAULTS, DEMO, box
@@ -73,7 +74,7 @@ def test_waiting(rate: float, waiting: int) -> None:
 
 
 def test_pixels() -> None:
-    """No picture is let in that has no room; and none that the settings do not let in."""
+    """A JPEG of so many pixels has room, and as many are the settings' to let in."""
     small = plan_of(260, replace(MEASURED, large=None, large_per_second=None))
     assert small.settings["MAX_PIXELS"] * 4 < small.room.pictures
     assert "With one client: 20 ms." in str(small)
@@ -119,9 +120,11 @@ def test_more_cores_than_here() -> None:
 
 def test_no_service(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A service that does not start says why, and leaves no process."""
+    before = children(os.getpid())
     with pytest.raises(NotMeasured, match="the reason stands above"), serving(MODEL="none.pkl"):
         pass
     assert "MODEL=none.pkl" in capfd.readouterr().err
+    assert children(os.getpid()) == before
 
 
 def test_photos() -> None:
@@ -137,5 +140,4 @@ def test_held(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(WORKERS="1") as service:
         held = service.held()
         assert service.seconds([JPEG], 1) > 0
-        assert isinstance(held, Held)
         assert 10 * MIB < held.master < held.worker < service.memory()

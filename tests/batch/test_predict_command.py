@@ -8,12 +8,16 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from pigeonhole.batch import command
+from pigeonhole.batch.answering import Answering
+from pigeonhole.batch.command import Answer
+from pigeonhole.batch.finding import Found
 from pigeonhole.batch.output import to_file, to_stdout
 from pigeonhole.batch.rows import CSV
 from pigeonhole.cli import main
@@ -433,3 +437,27 @@ def test_a_model_of_the_settings_is_called_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("builtins.print", lambda *text, **_: said.append(" ".join(map(str, text))))
     assert main(["predict", "a.png"]) == 1
     assert said[-1].startswith(f"MODEL={tmp_path}/nowhere.pkl is not there")
+
+
+def test_stopped_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers elsewhere is let go when asked to stop, with what it has in hand, and gone on with later."""
+    photos(Path("p"), a="red", b="green", c="blue", d="grey")
+    let_go = []
+
+    def elsewhere(answering: Answering, files: Iterable[Found]) -> Generator[tuple[Found, Answer], None, None]:
+        todo = list(files)
+        try:
+            for one in todo:
+                if one.name.endswith("c.png") and len(todo) == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield one, answering(one)
+        finally:
+            let_go.append(len(todo))
+
+    original = command.predict
+    monkeypatch.setattr(command, "predict", lambda *arguments: original(*arguments[:3], elsewhere))
+    assert run("p", "-o", "x.csv").status == 143
+    assert len(answers(Path("x.csv"))) == 1 + 2
+    assert run("p", "-o", "x.csv").status == 0
+    assert len(answers(Path("x.csv"))) == 1 + 4
+    assert let_go == [4, 2]

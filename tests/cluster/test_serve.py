@@ -72,7 +72,7 @@ def test_refusals(cluster: Running, plain: FlaskClient, path: str, body: bytes) 
 
 
 def test_two_replicas(cluster: Running, one_of_each: dict[str, Path]) -> None:
-    """Both answer, each as the part of the machine that it has, and Ray knows them as healthy."""
+    """Both answer, and Ray knows that both run."""
     assert load(cluster.url, [one_of_each["hat"].read_bytes()], 1)["right"] > 4
     metrics = [urllib.request.urlopen(cluster.url + "/metrics").read().decode() for _ in range(20)]
     assert len({re.search(r'pid="(\d+)"', text)[1] for text in metrics}) == 2  # type: ignore[index]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pigeonhole.cluster import replica
 from pigeonhole.cluster.proxy import Answered
 from pigeonhole.cluster.whole import ASGI, Message, Receive, Scope, Send, Whole
 from pigeonhole.settings import Settings
@@ -109,6 +110,7 @@ def test_a_replica_that_dies(settings: Settings) -> None:
     assert ask(in_front, [b"photo"]) == [OK | {"headers": OK["headers"]}]
     assert deaths == [5, 5]
     assert code_of(ask(in_front, [b"photo"])) == "service_error"
+    assert deaths == [5] * 5
 
 
 def test_what_ray_says(settings: Settings) -> None:
@@ -121,4 +123,24 @@ def test_what_ray_says(settings: Settings) -> None:
         await send({"type": "http.response.body", "body": b"/internal/words"})
 
     in_front = Whole(Answered(full), settings)
-    assert [code_of(ask(in_front, says=status)) for status in (503, 404)] == ["overloaded", "not_ready"]
+    assert [code_of(ask(in_front, says=status)) for status in (503, 408, 404, 500)] == [
+        *("overloaded", "overloaded", "not_ready", "service_error")
+    ]
+
+
+def test_no_more_than_there_is_room_for(settings: Settings) -> None:
+    """Where memory leaves less than MAX_BODY_BYTES, a larger body is refused with what it leaves."""
+    in_front = Whole(echo, settings, bodies=3)
+    assert ask(in_front, [b"pho"])[0]["status"] == 200
+    assert code_of(ask(in_front, [b"photo"])) == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "decoded"), [(1, 4, 1), (2, 2, 2), (0.5, 4, 1), (9, 1, 9)], ids="{} cores".format
+)
+def test_a_part_of_the_machine(cpus: float, workers: int, decoded: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica takes of a machine of four cores what Ray has promised it, and leaves the rest to others."""
+    monkeypatch.setattr(replica, "usable_cores", lambda: 4)
+    taken = replica.as_one_of_many(Settings(), cpus)
+    assert (taken.workers, taken.max_decoded) == (workers, decoded)
+    assert replica.as_one_of_many(Settings(max_decoded=3), cpus).max_decoded == 3
