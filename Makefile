@@ -1,6 +1,6 @@
 PYTHON ?= python3.11
 PORT ?= 5000
-export PYTHON PORT
+export PYTHON PORT APP
 
 .PHONY: serve test test-faults image push-heroku lock clean
 
@@ -20,7 +20,7 @@ image:  ## the container image `pigeonhole`, built with docker or podman
 	@tools/image.sh
 
 push-heroku:  ## the image to Heroku: make push-heroku APP=name
-	@tools/push_heroku.sh "$(APP)"
+	@tools/push_heroku.sh
 
 lock: .venv/serve  ## Pipfile.lock anew from Pipfile
 	tools/lock.sh

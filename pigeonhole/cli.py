@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from pigeonhole.batch.rows import Kind
     from pigeonhole.model.predictor import Predictor
 
-INTERRUPTED = 130  # what shells report for Ctrl-C
+KILLED = 128  # what shells add to a signal's number
+INTERRUPTED = KILLED + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None, predictor: Predictor | None = None) -> int:
@@ -313,7 +315,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _memory(text: str) -> int:
     """Bytes, of a size as `docker run --memory` takes it."""
-    found = re.fullmatch(r"(\d{1,15})([bkmg]?)b?", text.strip().lower())
+    found = re.fullmatch(r"([1-9][0-9]{0,14})([bkmg]?)b?", text.strip().lower())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size like 512m or 1g")
     return int(found[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}[found[2]]
@@ -323,6 +325,10 @@ def _plan(options: argparse.Namespace) -> None:
     from pigeonhole.planning import plan
     from pigeonhole.sizing import Box
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(
+            number, lambda number, frame: sys.exit(KILLED + number)
+        )  # and the service that is measured with it
     here = Box.here()
     box = Box(options.memory or here.memory, int(options.cores or here.cores))
     print(plan(box, Settings.load(), lambda step: print(step, file=sys.stderr, flush=True)))

@@ -116,7 +116,7 @@ def post_worker_init(worker: Any) -> None:
 
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, after a worker has ended: where it was for want of memory, another one would meet the same end."""
-    if not loaded[0] and killed_for_memory() > killed_before:
+    if not loaded[0] and killed_for_memory() > killed_before and server.LISTENERS:  # which it has until it stops
         _say(
             f"Pigeonhole does not start.\n{usable_memory() // MIB} MB of memory are too little to load the model.",
             sys.stderr,

@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from pigeonhole.errors import NotMeasured
-from pigeonhole.machine import anonymous_memory, children
+from pigeonhole.machine import anonymous_memory, children, killed_for_memory
 from pigeonhole.model.probes import made_up
 from pigeonhole.settings import environment_with
 from pigeonhole.sizing import Held
@@ -27,6 +27,7 @@ from pigeonhole.sizing import Held
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = ("-m", "gunicorn", "-c", "python:pigeonhole.gunicorn_conf", "app:app")
 START_SECONDS = 600  # a model may have to be downloaded and compiled
+LOAD_SECONDS = 150  # gunicorn gives a worker 120 to load its model
 STOP_SECONDS = 30
 ASK_SECONDS = 60
 DISTINCT = 8  # photos that are sent in turns
@@ -91,6 +92,7 @@ def serving(**settings: str) -> Iterator[Service]:
     Raises:
         NotMeasured: it does not start.
     """
+    killed = killed_for_memory()
     with tempfile.TemporaryDirectory() as uploads:
         port = _free_port()
         own = {"HOST": "127.0.0.1", "PORT": str(port), "UPLOADS": uploads, "LOG_LEVEL": "error"}
@@ -99,6 +101,10 @@ def serving(**settings: str) -> Iterator[Service]:
         try:
             _wait(port, process)
             yield Service(port, process.pid)
+        except NotMeasured as error:
+            if killed_for_memory() == killed:
+                raise
+            raise NotMeasured("there is too little memory here to measure in, whatever --memory says.") from error
         finally:
             process.terminate()
             try:
@@ -153,7 +159,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.05)
     # who connects is answered once the first worker has loaded its model
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LOAD_SECONDS)
     try:
         connection.request("GET", "/ready")
         status = connection.getresponse().status

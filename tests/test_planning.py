@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +21,7 @@ from pigeonhole.measuring import photos, serving
 from pigeonhole.planning import Measured, Plan, plan
 from pigeonhole.settings import MIB, Settings
 from pigeonhole.sizing import Box, divide
-from tests.conftest import StartServer
+from tests.conftest import ROOT, StartServer
 from tests.test_serving import JPEG, post
 from tests.test_sizing import DEFAULTS, DEMO, box
 
@@ -104,7 +109,7 @@ def test_none_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert "there are 180 MB of memory here, and to serve this model takes 2" in captured.err
 
 
-@pytest.mark.parametrize("size", ["", "512x", "-1", "1.5g", "9" * 20])
+@pytest.mark.parametrize("size", ["", "512x", "-1", "0", "1.5g", "9" * 20, "٥١٢m"])
 def test_no_size(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no size is refused, with two that are."""
     with pytest.raises(SystemExit, match="2"):
@@ -141,3 +146,21 @@ def test_held(monkeypatch: pytest.MonkeyPatch) -> None:
         held = service.held()
         assert service.seconds([JPEG], 1) > 0
         assert 10 * MIB < held.master < held.worker < service.memory()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_stopped(number: signal.Signals, tmp_path: Path) -> None:
+    """However it is stopped, the service that it measures ends with it, and nothing is left."""
+    command = [sys.executable, "-m", "pigeonhole", "plan", "--memory", "512m", "--cores", "1"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (started := children(process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert not any(Path(f"/proc/{one}").exists() for one in started)
+    assert list(temporary.iterdir()) == []

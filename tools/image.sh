@@ -25,7 +25,7 @@ if revision=$(git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/nul
     set -- "$@" --label "org.opencontainers.image.revision=$revision"
 fi
 case $(git remote get-url origin 2>/dev/null) in
-    https://*@*) ;;  # it may hold a password
+    https://*[@?]*) ;;  # it may hold a password
     https://*) set -- "$@" --label "org.opencontainers.image.source=$(git remote get-url origin)" ;;
 esac
 

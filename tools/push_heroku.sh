@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Build the image, push it to a Heroku app of yours and release it; each command is printed before it runs.
 #
-#   tools/push_heroku.sh APP
+#   APP=name tools/push_heroku.sh
 #
-# From the environment, the Dockerfile's own arguments: CATEGORIES, MODEL_SHA256 and ALLOW_PICKLE_GLOBALS.
+# From the environment, too, the Dockerfile's own arguments: CATEGORIES, MODEL_SHA256 and ALLOW_PICKLE_GLOBALS.
 set -eu
 
 refuse() {
@@ -16,15 +16,16 @@ run() (
     "$@"
 )
 
-app=${1:-}
+app=${APP:-}
 [ -n "$app" ] || refuse "which app of yours? make push-heroku APP=name; \`heroku create\` makes one"
+[[ $app =~ ^[a-z][a-z0-9-]*$ ]] || refuse "APP=$app is no name of a Heroku app: small letters, digits and dashes"
 command -v heroku >/dev/null || refuse "this needs the Heroku CLI: https://devcenter.heroku.com/articles/heroku-cli"
 docker info >/dev/null 2>&1 || refuse "this needs Docker, with its engine running"
 
 arguments=
 for name in CATEGORIES MODEL_SHA256 ALLOW_PICKLE_GLOBALS; do
     eval "value=\${$name:-}"
-    [ -z "$value" ] || arguments=$arguments${arguments:+,}$name=$(echo "$value" | tr , ' ')  # a comma begins the next one
+    [ -z "$value" ] || arguments=$arguments${arguments:+,}$name=$(printf %s "$value" | tr , ' ')  # a comma begins the next one
 done
 set -- container:push web --app "$app"
 [ -z "$arguments" ] || set -- "$@" --arg "$arguments"

@@ -54,7 +54,7 @@ class Whole:
         self._app, self._settings = app, settings
         self._most = bodies or BODIES * settings.max_body_bytes
         self._largest = min(settings.max_body_bytes, self._most)
-        self._held = 0  # bytes of bodies; one event loop changes it
+        self._bodies: dict[Received, asyncio.Task[None] | None] = {}  # and who receives them; of one event loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,29 +74,40 @@ class Whole:
         else:
             received.close()
         finally:
-            self._held -= received.size
+            self._bodies.pop(received, None)
 
     async def _receive(self, received: Received, announced: int) -> None:
         seconds = self._settings.receive_seconds
         self._check_size(announced)
+        self._bodies[received] = asyncio.current_task()
         try:
             async with asyncio.timeout(seconds):
                 while not received.is_whole:
-                    before = received.size
                     await received.take()
-                    self._held += received.size - before
                     self._check_size(received.size)
-                    self._check_room()
+                    self._make_room(received)
         except TimeoutError as error:
             raise SlowUpload(f"the request did not come within {seconds:g} seconds.") from error
+        except asyncio.CancelledError:
+            if received in self._bodies:
+                raise
+            raise Overloaded(TOO_MUCH) from None
+        self._bodies[received] = None
 
     def _check_size(self, size: int) -> None:
         if size > self._largest:
             raise body_too_large(self._largest)
 
-    def _check_room(self) -> None:
-        if self._held > self._most:
-            raise Overloaded(TOO_MUCH)
+    def _make_room(self, newcomer: Received) -> None:
+        """Where too much is held, those go that have been coming longest, as with our own server."""
+        while sum(received.size for received in self._bodies) > self._most:
+            receiving = [one for one, task in self._bodies.items() if task and one.size]
+            longest = min(receiving, key=lambda one: one.began, default=newcomer)
+            task = self._bodies[longest]
+            if longest is newcomer or task is None:
+                raise Overloaded(TOO_MUCH)
+            del self._bodies[longest]
+            task.cancel()
 
 
 class Received:

@@ -217,6 +217,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     # receiving
 
     def _read(self, connection: Connection) -> None:
+        if connection.state is not State.RECEIVING:
+            return  # it was refused to make room, after it was found to have something to read
         try:
             data = connection.socket.recv(READ)
         except BlockingIOError:

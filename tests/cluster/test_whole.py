@@ -12,6 +12,8 @@ import pytest
 from pigeonhole.cluster import replica
 from pigeonhole.cluster.proxy import Answered
 from pigeonhole.cluster.whole import ASGI, Message, Receive, Scope, Send, Whole
+from pigeonhole.errors import NoSpace
+from pigeonhole.intake.uploads import Uploads
 from pigeonhole.settings import Settings
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"x-content-type-options", b"nosniff")]}
@@ -69,7 +71,7 @@ def test_too_much_comes(settings: Settings) -> None:
     """A body whose length is not announced is refused when it gets too long, and nothing of it is held any more."""
     whole = Whole(echo, settings)
     assert code_of(ask(whole, [bytes(6_000_000)] * 9)) == "too_large"
-    assert whole._held == 0
+    assert whole._bodies == {}
 
 
 def test_a_client_that_drips(settings: Settings) -> None:
@@ -144,3 +146,45 @@ def test_a_part_of_the_machine(cpus: float, workers: int, decoded: int, monkeypa
     taken = replica.as_one_of_many(Settings(), cpus)
     assert (taken.workers, taken.max_decoded) == (workers, decoded)
     assert replica.as_one_of_many(Settings(max_decoded=3), cpus).max_decoded == 3
+
+
+def test_who_came_last_is_received(settings: Settings) -> None:
+    """Where too much is held, clients that stopped in the middle go, and a newcomer is received."""
+    whole = Whole(echo, settings, bodies=10)
+    said: dict[str, list[Message]] = {"stopped": [], "newcomer": []}
+    scope = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"", "query_string": b"", "headers": []}
+
+    async def client(name: str, pieces: list[Message]) -> None:
+        async def receive() -> Message:
+            return pieces.pop(0) if pieces else await asyncio.sleep(60, {})
+
+        async def send(message: Message) -> None:
+            said[name].append(message)
+
+        await whole(scope, receive, send)
+
+    async def both() -> None:
+        stopped = asyncio.create_task(
+            client("stopped", [{"type": "http.request", "body": b"8" * 8, "more_body": True}])
+        )
+        await asyncio.sleep(0.05)
+        await client("newcomer", [{"type": "http.request", "body": b"6" * 6}])
+        await stopped
+
+    asyncio.run(asyncio.wait_for(both(), 5))
+    assert said["newcomer"][1]["body"] == b"666666"
+    assert code_of(said["stopped"]) == "overloaded"
+
+
+def test_a_full_disk_takes_no_room_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be kept counts no longer once it is refused."""
+
+    def full(self: Uploads) -> None:
+        raise NoSpace("there is no room.")
+
+    monkeypatch.setattr(Uploads, "new", full)
+    whole = Whole(echo, settings, bodies=150_000)
+    assert code_of(ask(whole, [b"x" * 100_000])) == "no_space"
+    monkeypatch.undo()
+    assert ask(whole, [b"x" * 100_000])[1]["body"] == b"x" * 100_000
+    assert whole._bodies == {}

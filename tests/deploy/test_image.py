@@ -176,17 +176,23 @@ def test_push_heroku_stops(programs: Path) -> None:
         ("", "", "make push-heroku APP=name"),
         ("heroku", "my-birds", "this needs the Heroku CLI"),
         ("docker", "my-birds", "this needs Docker"),
+        ("", 'x"; touch pwned; "', "is no name of a Heroku app"),
+        ("", "$(touch pwned)", "is no name of a Heroku app"),
+        ("", "--help", "is no name of a Heroku app"),
     ],
-    ids=["no-app", "no-heroku", "no-docker"],
+    ids=["no-app", "no-heroku", "no-docker", "quotes", "substitution", "option"],
 )
 def test_push_heroku_refuses(programs: Path, missing: str, app: str, sentence: str) -> None:
     """Without an app's name, the Heroku CLI or a Docker engine nothing is called, and a sentence says what lacks."""
     if missing:
         (programs / missing).unlink()
     (programs / "basename").symlink_to(shutil.which("basename") or "")
-    done, calls = tool(programs, "/bin/bash", "tools/push_heroku.sh", app, PATH=str(programs))  # none of this machine's
+    done, calls = tool(
+        programs, "/bin/bash", "tools/push_heroku.sh", APP=app, PATH=str(programs)
+    )  # none of this machine's
     assert (done.returncode, [call for call in calls if "container" in call]) == (1, [])
     assert sentence in done.stderr
+    assert not (ROOT / "pwned").exists()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

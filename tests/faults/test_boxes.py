@@ -146,6 +146,7 @@ def test_stays_inside(planned: Plan, start_server: StartServer, group: Path, in_
     assert (boxed.killed(), children(server.process.pid)) == (0, workers)
     assert post(server, JPEG) == good
     assert server.stop() == 0
+    assert "a connection failed" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("memory", [170, 120], ids="{} MB".format)
