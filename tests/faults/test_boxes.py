@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +119,9 @@ async def asked(port: int) -> Counter[int]:
         while time.monotonic() < until:
             with suppress(OSError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(begun)
-                await reader.read(1000)  # until it is refused
-                writer.close()
+                with closing(writer):
+                    writer.write(begun)
+                    await reader.read(1000)  # until it is refused
             await asyncio.sleep(0.1)
 
     await asyncio.gather(*(client(number) for number in range(CLIENTS)), *(stops() for _ in range(HALF_SENT)))
