@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 PORT ?= 5000
 export PYTHON PORT APP
 
-.PHONY: serve test test-faults image push-heroku lock clean
+.PHONY: serve test test-faults bench image push-heroku lock clean
 
 serve: .venv/serve  ## the service on http://localhost:5000, or on $PORT
 	@exec .venv/bin/gunicorn -c python:pigeonhole.gunicorn_conf app:app
@@ -15,6 +15,9 @@ test: .venv/test  ## lint, types and tests
 
 test-faults: .venv/test  ## load, leaks, signals, disks, clocks: 20 minutes, on Linux
 	.venv/bin/pytest tests/faults
+
+bench: .venv/serve  ## against other servers: an environment for each, and hours; QUICK=--quick makes it minutes
+	.venv/bin/python -m benchmarks $(QUICK)
 
 image:  ## the container image `pigeonhole`, built with docker or podman
 	@tools/image.sh
