@@ -21,7 +21,7 @@ from pigeonhole.model.export.judging import Findings, judge_pickle, refusal
 from pigeonhole.model.export.names import NOTEBOOK, judge
 from pigeonhole.model.export.pickles import printable
 
-OTHER_PACKAGES = ("fastai", "pandas", "numpy", "scipy", "sklearn", "joblib")
+OTHER_PACKAGES = ("fastai", "pandas", "pyarrow", "numpy", "scipy", "sklearn", "joblib")
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
 NOTEBOOK_FILE = "notebook.py"
 LEARNER_PACKAGES = ("fastai", "torch", "torchvision", "timm")

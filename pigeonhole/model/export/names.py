@@ -250,6 +250,7 @@ LEFT_OUT = (
     ("pandas.core.indexes.range", "RangeIndex", "table"),
     ("pandas.core.internals.managers", "BlockManager SingleBlockManager", "table"),
     ("pandas._libs.internals", "_unpickle_block BlockManager", "table"),
+    ("pyarrow.lib", "_restore_array type_for_alias py_buffer chunked_array", "table"),  # under pandas 3's strings
     ("sklearn.metrics", "*", "metric"),
     ("sklearn.metrics._classification", "*", "metric"),
     ("sklearn.metrics._ranking", "*", "metric"),
@@ -257,13 +258,14 @@ LEFT_OUT = (
     ("datetime", "datetime date timedelta timezone", "time"),
     ("time", "struct_time", "time"),
     ("builtins", "map Ellipsis NotImplemented", "annotation"),
+    ("builtins", "bytearray", "table"),
 )
 
 # Packages of which a name must be admitted, installed here or not. A module that is neither in one of these, nor
 # Python's own, nor of an installed package is the notebook's neighbour (`from utils import get_x`); its names are
 # treated as the notebook's.
 KNOWN = (
-    "torch torchvision timm fastai fastcore fasttransform fastprogress plum numpy pandas PIL sklearn IPython "
+    "torch torchvision timm fastai fastcore fasttransform fastprogress plum numpy pandas pyarrow PIL sklearn IPython "
     "matplotlib cloudpickle dill joblib numba scipy onnx openvino flask werkzeug gunicorn pigeonhole pip setuptools"
 )
 
