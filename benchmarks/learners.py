@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pigeonhole.model.torch_ready import import_torch
+from pigeonhole.model.training import cpu_autocast
 
 SIDE = 224  # pixels, of what the network sees
 SMALL_SIDE = 112  # of what it is trained on first: a quarter of the work
@@ -36,31 +37,15 @@ def trained(photos: Path, output: Path, arch: str = "resnet34", epochs: int = EP
     import fastai.callback.progress  # noqa: F401  gives the Learner its no_bar
     import fastai.callback.schedule  # noqa: F401  and its fit_one_cycle
     import torch
-    from fastai.callback.core import Callback
     from fastai.data.transforms import get_image_files
     from fastai.torch_core import set_seed
-
-    class InBfloat16(Callback):
-        """What MixedPrecision is on CUDA: twice as fast where the processor has the instructions."""
-
-        order = 10
-
-        def before_batch(self) -> None:
-            self.autocast = torch.autocast("cpu", torch.bfloat16)
-            self.autocast.__enter__()
-
-        def after_pred(self) -> None:
-            self.learn.pred = self.pred.float()
-
-        def after_loss(self) -> None:
-            self.autocast.__exit__(None, None, None)
 
     set_seed(SEED, reproducible=True)
     files = sorted(get_image_files(photos))
     learn = _learner(_loaders(files, SMALL_SIDE), arch)
     learn.model.to(memory_format=torch.channels_last)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, 3e-3, cbs=[InBfloat16()])
+        learn.fit_one_cycle(epochs, 3e-3, cbs=[cpu_autocast()])
     learn.model.to(memory_format=torch.contiguous_format)
     learn.dls = _loaders(files, SIDE)
     fit_head(learn.model, learn.dls.train)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pigeonhole import __version__
 from pigeonhole.batch.command import DID_NOT_WORK
+from pigeonhole.batch.stopping import KILLED
 from pigeonhole.errors import FolderError, PigeonholeError, RequestError
 from pigeonhole.intake.formats import BY_DEFAULT, listed, sniff
 from pigeonhole.intake.pictures import open_probe
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pigeonhole.batch.rows import Kind
     from pigeonhole.model.predictor import Predictor
 
-KILLED = 128  # what shells add to a signal's number
 INTERRUPTED = KILLED + signal.SIGINT
 
 
@@ -302,10 +302,11 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan = commands.add_parser(
         "plan",
         help="with which settings the service fits a box",
-        description="Run the service here for a minute, with made-up photos as its load, and say with how many "
-        "workers, threads and waiting places, and with pictures of how many pixels, it fits so much memory and so many "
-        "cores, and how much it answers then. What is printed can be the --env-file of `docker run`. If it does not "
-        "fit, the exit status is 1. The other settings count here too.",
+        description="Run the service here, some 20 seconds for each number of workers that is tried, with made-up "
+        "photos as its load, and say with how many workers, threads and waiting places, and with pictures of how many "
+        "pixels, it fits so much memory and so many cores, and how much it answers then. What is printed can be the "
+        "--env-file of `docker run`. If it does not fit, the exit status is 1. MAX_DECODED, MAX_PIXELS and "
+        "the settings that are not printed count here too.",
     )
     add = plan.add_argument
     add("--memory", type=_memory, metavar="SIZE", help="like 512m or 1g; by default what may be used here")
@@ -325,10 +326,8 @@ def _plan(options: argparse.Namespace) -> None:
     from pigeonhole.planning import plan
     from pigeonhole.sizing import Box
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, lambda number, frame: sys.exit(KILLED + number)
-        )  # and the service that is measured with it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the service that is measured must not outlive this
+        signal.signal(number, lambda number, frame: sys.exit(KILLED + number))
     here = Box.here()
     box = Box(options.memory or here.memory, int(options.cores or here.cores))
     print(plan(box, Settings.load(), lambda step: print(step, file=sys.stderr, flush=True)))

@@ -58,6 +58,9 @@ try:
 except SettingsError as error:
     _refuse(error, 1)
 
+loaded = mmap.mmap(-1, 1)  # shared with the workers: whether one of them has ever loaded the model
+killed_before = killed_for_memory()
+
 host = f"[{settings.host}]" if ":" in settings.host else settings.host  # an IPv6 address
 bind = f"{host}:{settings.port}"
 workers = settings.workers
@@ -65,8 +68,6 @@ threads = settings.threads
 worker_class = "pigeonhole.server.worker.PatientWorker"
 worker_connections = settings.max_connections
 timeout = 120  # seconds a worker may take to load its model; afterwards its heart beats whatever the threads do
-loaded = mmap.mmap(-1, 1)  # shared with the workers: whether one of them has ever loaded the model
-killed_before = killed_for_memory()
 graceful_timeout = 25  # seconds to finish what is in hand; Heroku kills after 30
 keepalive = 5
 worker_tmp_dir = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None  # the heart beats there, not on a disk

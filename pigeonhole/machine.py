@@ -58,6 +58,11 @@ def children(process: int, proc: Path = PROC) -> list[int]:
     return [int(child) for task in tasks for child in _read(task).split()]
 
 
+def descendants(process: int) -> list[int]:
+    """Its children, and theirs."""
+    return [one for child in children(process) for one in (child, *descendants(child))]
+
+
 def is_in_memory(folder: Path, mounts: Path = OWN_MOUNTS) -> bool:
     """Whether files in `folder` take memory, as in a container's tmpfs, which counts against its limit."""
     at, kind = Path("/"), ""
@@ -79,13 +84,18 @@ def killed_for_memory(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> int:
 
 
 def give_memory_back() -> None:
-    """Let glibc hand back at once what a picture took, and now what loading took; by itself it keeps much of it.
+    """Let glibc hand back at once what a picture took; by itself it keeps up to 32 MiB for each thread.
 
-    It keeps up to 32 MiB for each thread. ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452.
-    torch, which allocates what OpenVINO keeps, gets a third slower by it. Other C libraries lack the calls.
+    ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. torch, which allocates what OpenVINO
+    keeps, gets a third slower by it. Other C libraries lack the call.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def trim_memory() -> None:
+    """Have glibc hand back now what was freed before, 8 MB of what loading a model took."""
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from pigeonhole.errors import NotMeasured
-from pigeonhole.machine import anonymous_memory, children, killed_for_memory
+from pigeonhole.machine import anonymous_memory, children, descendants, killed_for_memory
 from pigeonhole.model.probes import made_up
 from pigeonhole.settings import environment_with
 from pigeonhole.sizing import Held
@@ -51,7 +52,7 @@ class Service:
 
     def memory(self) -> int:
         """Anonymous memory of all its processes, in bytes."""
-        return sum(map(anonymous_memory, [self._process, *_descendants(self._process)]))
+        return sum(map(anonymous_memory, [self._process, *descendants(self._process)]))
 
     def seconds(self, photos: Sequence[bytes], requests: int) -> float:
         """The median time of one client's photo."""
@@ -125,6 +126,7 @@ def on_cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@cache
 def photos(size: tuple[int, int]) -> list[bytes]:
     """JPEGs of made-up pictures of `size`, width and height."""
     small = min(size, (800, 600))
@@ -169,10 +171,6 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
         connection.close()
     if status != 200:
         raise NotMeasured("the service does not get ready.")
-
-
-def _descendants(process: int) -> list[int]:
-    return [one for child in children(process) for one in (child, *_descendants(child))]
 
 
 def _free_port() -> int:

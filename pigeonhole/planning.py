@@ -82,7 +82,7 @@ class Plan:
 def plan(box: Box, settings: Settings, tell: Callable[[str], object] = lambda step: None) -> Plan:
     """The settings for `box`; what they leave open is taken from `settings`.
 
-    The service is started here twice for each number of workers, with made-up photos as its load: some 20 seconds.
+    The service is started here for each number of workers, with made-up photos as its load: some 20 seconds each.
 
     Raises:
         SettingsError: there are not so many cores here.
@@ -125,15 +125,20 @@ def _with_workers(workers: int, box: Box, settings: Settings) -> Plan:
     shape = replace(Shape.of(settings), workers=workers, threads=threads)
     chosen = {"WORKERS": str(workers), "THREADS": str(threads)}
     with serving(**chosen) as service:
-        held = service.held()
-    room = divide(box, held, shape)
+        room = divide(box, service.held(), shape)
+        if room.decoding == (shape.decoding or box.cores):  # as it runs already
+            return _measured_plan(service, box, shape, room, settings)
     with serving(**chosen, MAX_DECODED=str(room.decoding)) as service:
-        most = min(settings.max_pixels, room.pixels())
-        return Plan(box, shape, room, _measured(service, has_large=most >= LARGE[0] * LARGE[1]), settings.max_pixels)
+        return _measured_plan(service, box, shape, room, settings)
+
+
+def _measured_plan(service: Service, box: Box, shape: Shape, room: Room, settings: Settings) -> Plan:
+    most = min(settings.max_pixels, room.pixels())
+    return Plan(box, shape, room, _measured(service, has_large=most >= LARGE[0] * LARGE[1]), settings.max_pixels)
 
 
 def _measured(service: Service, has_large: bool) -> Measured:
-    small, large = photos(SMALL), photos(LARGE)
+    small, large = photos(SMALL), photos(LARGE) if has_large else []
     service.per_second(small, CLIENTS, WARM)
     return Measured(
         small=service.seconds(small, ALONE),

@@ -21,7 +21,6 @@ from pigeonhole.settings import MIB, Settings
 FILES = 24 * MIB  # of mapped libraries, and what the kernel itself needs for sockets and pages
 NURSERY = 18 * MIB  # the process that decoding processes are forked from
 CELL = 10 * MIB  # one of these
-THREADS = 8  # the setting's default
 THREAD = 1 * MIB  # that answers: its buffers, and what the network computes in
 BODIES = 16  # times the largest body, where they lie on a disk: all that are received, wait or are answered
 COPIES = 2  # of a body that is a form: itself, and the pictures out of it
@@ -144,7 +143,7 @@ def _room(box: Box, held: Held, shape: Shape) -> Room:
 def _too_little(box: Box, needed: int, shape: Shape) -> str:
     fewer = "fewer WORKERS, " if shape.workers > 1 else ""
     fewer += "a smaller MAX_DECODED, " if (shape.decoding or 1) > 1 else ""
-    fewer += "fewer THREADS, " if shape.threads > THREADS else ""
+    fewer += "fewer THREADS, " if shape.threads > Settings.model_fields["threads"].default else ""
     return (
         f"there are {box.memory // MIB} MB of memory here, and to serve this model takes {-(-needed // MIB)} MB at "
         f"least; {fewer}PRECISION=exact and a smaller network take less."

@@ -277,7 +277,7 @@ def _callbacks(plan: Plan) -> list[Any]:
     if plan.grow:
         callbacks.append(_growing_pictures(plan.size))
     if plan.precision == "bf16" or (plan.precision == "auto" and has_bf16_units()):
-        callbacks.append(_cpu_autocast())
+        callbacks.append(cpu_autocast())
     return callbacks
 
 
@@ -307,7 +307,7 @@ def side_after(done: float, size: int) -> int:
     return min(size, math.ceil(size * share / SIZE_STEP) * SIZE_STEP)
 
 
-def _cpu_autocast() -> Any:
+def cpu_autocast() -> Any:
     """fastai's MixedPrecision asks for CUDA; this is the same for CPUs: the forward pass in bfloat16, the loss not."""
     torch = import_torch()
     from fastai.callback.core import Callback

@@ -8,7 +8,7 @@ import resource
 from flask import Flask
 
 from pigeonhole.errors import SettingsError
-from pigeonhole.machine import give_memory_back
+from pigeonhole.machine import give_memory_back, trim_memory
 from pigeonhole.model.predictor import Engine
 from pigeonhole.sizing import Room
 from pigeonhole.web.classifier import sandbox
@@ -33,6 +33,7 @@ def prepare_process(app: Flask) -> Engine:
             raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
     if engine.about["engine"] == "compiled":
         give_memory_back()
+        trim_memory()
     room: Room = app.extensions["measured"].room
     log.info("memory: %s", room)
     return engine
