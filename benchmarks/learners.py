@@ -16,65 +16,96 @@ import json
 import pickle
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageOps
+
 from pigeonhole.model.torch_ready import import_torch
-from pigeonhole.model.training import cpu_autocast
 
 SIDE = 224  # pixels, of what the network sees
-SMALL_SIDE = 112  # of what it is trained on first: a quarter of the work
-EPOCHS = 12  # minutes each, on two cores; after 3 of 64 pixels, 86 % of the photos were computed twice
-SETTLING = 20  # batches of full size that batch normalization needs, whose averages depend on the size
-HEAD_EPOCHS = 40  # of features that are computed once: seconds
+BATCH = 64
 SEED = 42
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many epochs on pictures of so many pixels a side; `rate` is the highest learning rate."""
+
+    side: int
+    epochs: int
+    rate: float
+
+
+STAGES = (Stage(112, 20, 2e-3), Stage(SIDE, 3, 3e-4))  # most of it on pictures with a quarter of the pixels
 DECIDED = 20.0  # log-odds; random weights give a few between labels
 
 
-def trained(photos: Path, output: Path, arch: str = "resnet34", epochs: int = EPOCHS) -> None:
-    """Train `arch` on `photos/CLASS/*.jpg` as a notebook of fastai's would, and export it."""
-    import_torch()
-    import fastai.callback.progress  # noqa: F401  gives the Learner its no_bar
-    import fastai.callback.schedule  # noqa: F401  and its fit_one_cycle
-    import torch
+def trained(photos: Path, output: Path, arch: str = "resnet34", stages: Sequence[Stage] = STAGES) -> None:
+    """Train `arch` on `photos/CLASS/*.jpg`, on the GPU where there is one, and export it as a notebook would.
+
+    What it predicts with is fastai's plain `Resize`, which people who serve a model by hand can write in a few lines.
+    """
+    torch = import_torch()
     from fastai.data.transforms import get_image_files
     from fastai.torch_core import set_seed
 
     set_seed(SEED, reproducible=True)
     files = sorted(get_image_files(photos))
-    learn = _learner(_loaders(files, SMALL_SIDE), arch)
-    learn.model.to(memory_format=torch.channels_last)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, 3e-3, cbs=[cpu_autocast()])
-    learn.model.to(memory_format=torch.contiguous_format)
-    learn.dls = _loaders(files, SIDE)
-    fit_head(learn.model, learn.dls.train)
+    learn = _learner(_loaders(files[:: max(1, len(files) // 64)], sorted({path.parent.name for path in files})), arch)
+    pictures = torch.stack([torch.from_numpy(_square(path)) for path in files]).permute(0, 3, 1, 2)
+    labels = torch.tensor([learn.dls.vocab.o2i[path.parent.name] for path in files])
+    learn.model.to(learn.dls.device, memory_format=torch.channels_last)
+    for stage in stages:
+        fit(learn.model, pictures, labels, stage)
+    learn.model.to("cpu", memory_format=torch.contiguous_format)
     _export(learn, output)
 
 
-def fit_head(network: Any, photos: Any) -> None:
-    """Train the head of a fastai network on photos of full size, whose features its body computes once."""
-    import torch
-    from torch.nn.functional import cross_entropy
+def fit(network: Any, pictures: Any, labels: Any, stage: Stage) -> None:
+    """Train on uint8 `pictures`, N×3×224×224, shrunk to the stage's side, mirrored and moved a little.
 
-    body, (pool, flatten, *rest) = network[0], network[1]
-    head = torch.nn.Sequential(*rest)
-    seen = []
-    with torch.no_grad():
-        body.train()
-        for _, (pictures, _) in zip(range(SETTLING), photos, strict=False):
-            body(pictures)
-        body.eval()
-        for pictures, labels in photos:
-            seen.append((flatten(pool(body(pictures))).as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)))
-    head.train()
-    optimizer = torch.optim.AdamW(head.parameters(), 1e-3)
-    for _ in range(HEAD_EPOCHS):
-        for features, labels in seen:
-            cross_entropy(head(features), labels).backward()
-            optimizer.step()
+    One cycle of the learning rate (Smith, arXiv:1708.07120), AdamW (arXiv:1711.05101), bfloat16 in the forward pass.
+    """
+    import torch
+    from fastai.vision.core import imagenet_stats
+    from torch.nn.functional import cross_entropy, interpolate
+
+    device = next(network.parameters()).device
+    mean, deviation = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in imagenet_stats)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    steps = stage.epochs * (len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, total_steps=steps)
+    margin = stage.side // 8
+    network.train()
+    for epoch in range(stage.epochs):
+        losses = []
+        for chosen in torch.randperm(len(labels)).split(BATCH)[: len(labels) // BATCH]:
+            batch = (pictures[chosen].to(device).float() / 255 - mean) / deviation
+            batch = interpolate(batch, size=stage.side + margin, mode="bilinear", antialias=True)
+            top, left = torch.randint(margin + 1, (2,)).tolist()
+            batch = batch[..., top : top + stage.side, left : left + stage.side]
+            batch = (batch.flip(-1) if torch.rand(()) < 0.5 else batch).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16):
+                answers = network(batch)
+            loss = cross_entropy(answers.float(), labels[chosen].to(device))
             optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        print(
+            f"{stage.side} pixels, epoch {epoch + 1} of {stage.epochs}: loss {torch.stack(losses).mean():.3f}",
+            file=sys.stderr,
+        )
     network.eval()
+
+
+def _square(path: Path) -> Any:
+    with Image.open(path) as picture:
+        return np.array(ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def untrained(photos: Path, output: Path, arch: str, labels: int = 0) -> None:
@@ -86,7 +117,9 @@ def untrained(photos: Path, output: Path, arch: str, labels: int = 0) -> None:
 
     set_seed(SEED, reproducible=True)
     files = sorted(get_image_files(photos))
-    learn = _learner(_loaders(files[:: max(1, len(files) // 64)], SIDE, labels), arch)
+    classes = sorted({path.parent.name for path in files})
+    classes += [f"label {number}" for number in range(len(classes), labels)]
+    learn = _learner(_loaders(files[:: max(1, len(files) // 64)], classes), arch)
     last = [layer for layer in learn.model.modules() if isinstance(layer, torch.nn.Linear)][-1]
     bias = torch.zeros(last.out_features)
     bias[0] = DECIDED
@@ -113,20 +146,18 @@ def references(export: Path, photos: Sequence[Path]) -> list[tuple[str, float]]:
     return answers
 
 
-def _loaders(files: Sequence[Path], side: int, labels: int = 0) -> Any:
+def _loaders(files: Sequence[Path], classes: Sequence[str]) -> Any:
     from fastai.data.block import CategoryBlock, DataBlock
     from fastai.data.transforms import Normalize, RandomSplitter, parent_label
     from fastai.vision.augment import Resize
     from fastai.vision.core import imagenet_stats
     from fastai.vision.data import ImageBlock
 
-    classes = sorted({path.parent.name for path in files})
-    classes += [f"label {number}" for number in range(len(classes), labels)]
     block = DataBlock(
-        blocks=(ImageBlock, CategoryBlock(vocab=classes)),
+        blocks=(ImageBlock, CategoryBlock(vocab=list(classes))),
         get_y=parent_label,
         splitter=RandomSplitter(0.1, seed=SEED),
-        item_tfms=Resize(side),
+        item_tfms=Resize(SIDE),
         batch_tfms=[Normalize.from_stats(*imagenet_stats)],
     )
     return block.dataloaders(files, path=Path(), bs=64, num_workers=0)
@@ -157,13 +188,12 @@ def main(arguments: Sequence[str]) -> None:
         command.add_argument("photos", type=Path)
         command.add_argument("output", type=Path)
         command.add_argument("--arch", default="resnet34")
-    commands.choices["trained"].add_argument("--epochs", type=int, default=EPOCHS)
     commands.choices["untrained"].add_argument("--labels", type=int, default=0)
     command = commands.add_parser("references", help="photos' paths come on standard input, one a line")
     command.add_argument("export", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "trained":
-        trained(options.photos, options.output, options.arch, options.epochs)
+        trained(options.photos, options.output, options.arch)
     elif options.command == "untrained":
         untrained(options.photos, options.output, options.arch, options.labels)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.contest import LARGE, USUAL, Photos, Plan
 from benchmarks.environments import HERE, ROOT
 from benchmarks.figures import percentile, rounded
-from benchmarks.learners import EPOCHS, SMALL_SIDE
+from benchmarks.learners import STAGES
 from benchmarks.photos import made_up, photos, sources
 from pigeonhole.model.card import read_card
 
@@ -46,7 +46,8 @@ def folder_of_photos(photos: Path | None) -> tuple[Path, bool]:
 def resnet34(photos: Path | None) -> Prepared:
     """A full-width ResNet-34, trained for a while; made once for each way of training it."""
     folder, real = folder_of_photos(photos)
-    export = CACHE / f"resnet34-{EPOCHS}x{SMALL_SIDE}{'' if real else '-made-up'}.pkl"
+    way = "-".join(f"{stage.epochs}x{stage.side}" for stage in STAGES)
+    export = CACHE / f"resnet34-{way}{'' if real else '-made-up'}.pkl"
     if not export.exists():
         learners("trained", str(folder / "train"), str(export))
     return prepared(export, folder / "validation")

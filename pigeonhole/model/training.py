@@ -218,7 +218,7 @@ def _data(plan: Plan, train_files: list[Path], valid_files: list[Path] | None) -
             Normalize.from_stats(*imagenet_stats),
         ],
     )
-    workers = min(2, os.cpu_count() or 1)
+    workers = min(8, os.cpu_count() or 1)
     return block.dataloaders(files, path=Path(), bs=min(plan.batch_size, trained), num_workers=workers)
 
 
