@@ -14,7 +14,8 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 PROC = Path("/proc")
 OWN_MOUNTS = Path("/proc/self/mountinfo")
 IN_MEMORY = ("tmpfs", "ramfs")
-M_MMAP_THRESHOLD = -3  # malloc.h's number: from how many bytes on an allocation is a mapping of its own
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_PERTURB = -1, -3, -6  # of malloc.h
+KEPT = 8 << 20  # bytes; of a photo of 0.5 megapixels 4 MB are used at once
 LARGE = 1 << 20
 
 
@@ -91,6 +92,18 @@ def give_memory_back() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def reuse_memory() -> None:
+    """Let glibc keep `KEPT` bytes for the next picture, and overwrite what is freed, so that nothing of the last stays.
+
+    For processes that decode one small photo after another: pages new from the kernel take a third of their time.
+    """
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT // 2)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_PERTURB, 1)
 
 
 def trim_memory() -> None:

@@ -9,7 +9,7 @@ from pigeonhole.errors import SettingsError, TooLittleMemory
 from pigeonhole.machine import usable_cores
 from pigeonhole.measuring import Service, on_cores, photos, serving
 from pigeonhole.settings import MIB, Settings
-from pigeonhole.sizing import FILES, JPEG, TURNED, WEBP, Box, Room, Shape, divide
+from pigeonhole.sizing import FILES, JPEG, TURNED, WEBP, Box, Room, Shape, divide, wanted_decoding
 
 THREADS_A_CORE = 4  # with 2 a third fewer photos were answered, with 8 as many
 LAST_WAITS = 5  # seconds, in a full queue; Heroku's router gives up after 30, people earlier
@@ -126,7 +126,7 @@ def _with_workers(workers: int, box: Box, settings: Settings) -> Plan:
     chosen = {"WORKERS": str(workers), "THREADS": str(threads)}
     with serving(**chosen) as service:
         room = divide(box, service.held(), shape)
-        if room.decoding == (shape.decoding or box.cores):  # as it runs already
+        if room.decoding == wanted_decoding(box, shape):  # as it runs already
             return _measured_plan(service, box, shape, room, settings)
     with serving(**chosen, MAX_DECODED=str(room.decoding)) as service:
         return _measured_plan(service, box, shape, room, settings)

@@ -154,8 +154,8 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=256,
-            description="most pictures decoded at the same time in one worker; by default as many as there are cores, "
-            "or one where there is no memory for more",
+            description="most pictures one worker has in hand at the same time; by default two for each core, or fewer "
+            "where there is no memory for them",
         ),
     ] = None
     sandbox: Annotated[

@@ -2,9 +2,9 @@
 
 The kernel takes back what it can read again from a file, so what counts is anonymous memory, and of mapped files the
 part that is in use all the time. With the demo (ResNet-34, half as wide) and two cores that is, in MB: gunicorn's
-master 38, a worker with its model 142, what cells are forked from 18, a cell 10, an answering thread up to 1; and of 75
-MB of mapped libraries 20. In control groups of 512, 256 and 224 MiB the sum was 226 MB under load, and what was left
-over for mapped files made no difference until it was less than 10.
+master 38, a worker with its model 142, what cells are forked from 18, a cell 10, an answering thread up to 1; and
+of 75 MB of mapped libraries 20. In control groups of 512, 256 and 224 MiB the sum was 226 MB under load, and what was
+left over for mapped files made no difference until it was less than 10.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pigeonhole.errors import TooLittleMemory
-from pigeonhole.machine import anonymous_memory, is_in_memory, usable_cores, usable_memory
+from pigeonhole.machine import KEPT, anonymous_memory, is_in_memory, usable_cores, usable_memory
 from pigeonhole.settings import MIB, Settings
 
 FILES = 24 * MIB  # of mapped libraries, and what the kernel itself needs for sockets and pages
 NURSERY = 18 * MIB  # the process that decoding processes are forked from
-CELL = 10 * MIB  # one of these
+CELL = 10 * MIB  # one of these, beside what it keeps for the next picture, which is `machine.KEPT`
 THREAD = 1 * MIB  # that answers: its buffers, and what the network computes in
 BODIES = 16  # times the largest body, where they lie on a disk: all that are received, wait or are answered
 COPIES = 2  # of a body that is a form: itself, and the pictures out of it
+A_CORE = 2  # pictures in hand, so that it has one to compute while others are decoded, handed over or answered
 LEAST = 8 * MIB  # for pictures: a JPEG of 1.8 million pixels
 A_PHOTO = 48 * MIB  # a JPEG of 12 million pixels, as phones take them
 JPEG, TURNED, WEBP = 4, 8, 12  # bytes a pixel; see `intake.memory`
@@ -61,7 +62,7 @@ class Shape:
 
     workers: int
     threads: int
-    decoding: int | None  # None for as many as there are cores, or one where they would have no room
+    decoding: int | None  # None for two a core, or fewer where they would have no room
     is_sandboxed: bool
     body: int  # bytes of the largest one
     bodies_in_memory: bool
@@ -98,6 +99,11 @@ class Room:
             f"and takes bodies of {bodies} at once"
         )
 
+    @property
+    def cells_keep_memory(self) -> bool:
+        """Is there room for it? Where only one picture at a time has room, there is not."""
+        return self.decoding > 1
+
     def pixels(self, bytes_a_pixel: int = JPEG) -> int:
         """Of the largest picture that there is memory for, if nothing else is decoded meanwhile."""
         return (self.pictures - MIB) // bytes_a_pixel
@@ -124,15 +130,22 @@ def check_memory(box: Box, model_file: int, shape: Shape) -> None:
         raise TooLittleMemory(_too_little(box, needed, shape))
 
 
+def wanted_decoding(box: Box, shape: Shape) -> int:
+    """How many pictures a worker has in hand at once where there is memory for them."""
+    return shape.decoding or max(box.cores, A_CORE * box.cores // shape.workers)
+
+
 def _decoding(box: Box, shape: Shape) -> Iterator[int]:
-    yield shape.decoding or box.cores
-    if shape.decoding is None and box.cores > 1:
-        yield 1
+    yield wanted_decoding(box, shape)
+    if shape.decoding is None:
+        yield from sorted({box.cores, 1}, reverse=True)
 
 
 def _room(box: Box, held: Held, shape: Shape) -> Room:
-    decoding = shape.decoding or box.cores
-    cells = NURSERY + decoding * CELL if shape.is_sandboxed else 0
+    assert shape.decoding is not None
+    decoding = shape.decoding
+    kept = KEPT if decoding > 1 else 0
+    cells = NURSERY + decoding * (CELL + kept) if shape.is_sandboxed else 0
     total = held.master + FILES + shape.workers * (held.worker + cells + shape.threads * THREAD)
     free = (box.memory - total) // shape.workers
     if not shape.bodies_in_memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def groups(folder: Path, own: str, **files: str) -> tuple[Path, Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     return folder / "cgroup", folder / "own"
+
+
+FREED = """
+import ctypes
+from pigeonhole.machine import reuse_memory
+reuse_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+photo, behind = libc.malloc(1 << 20), libc.malloc(1 << 10)
+ctypes.memset(photo, ord("A"), 1 << 20)
+libc.free(photo)
+print(ctypes.string_at(photo, 1 << 20).count(b"A"))  # the kernel would end us if these pages were gone
+"""
+
+
+def test_memory_that_is_used_again_holds_nothing() -> None:
+    """What is freed is kept for the next picture, and overwritten."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
 
 
 @pytest.fixture(autouse=True)

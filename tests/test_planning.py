@@ -17,7 +17,7 @@ from pigeonhole import planning
 from pigeonhole.cli import main
 from pigeonhole.errors import NotMeasured, SettingsError
 from pigeonhole.machine import children
-from pigeonhole.measuring import photos, serving
+from pigeonhole.measuring import on_cores, photos, serving
 from pigeonhole.planning import Measured, Plan, plan
 from pigeonhole.settings import MIB, Settings
 from pigeonhole.sizing import Box, divide
@@ -56,7 +56,8 @@ def test_measured(planned: Plan) -> None:
 
 def test_a_service_starts_with_it(planned: Plan, start_server: StartServer) -> None:
     """The settings that it says are those of a service that starts and answers."""
-    server = start_server(**{name: str(value) for name, value in planned.settings.items()})
+    with on_cores(planned.box.cores):
+        server = start_server(**{name: str(value) for name, value in planned.settings.items()})
     assert post(server, JPEG)[0] == 200
     held = re.search(r"memory: (\d+) MB are held in all", server.log.read_text())
     assert held
@@ -66,7 +67,7 @@ def test_a_service_starts_with_it(planned: Plan, start_server: StartServer) -> N
 def test_text() -> None:
     """It is a file of environment variables: settings, and comments that say why."""
     lines = str(replace(plan_of(512), passed_over=("WORKERS=2 would not.",))).splitlines()
-    assert lines[:5] == ["WORKERS=1", "THREADS=8", "MAX_DECODED=2", "MAX_WAITING=300", "MAX_PIXELS=25000000"]
+    assert lines[:5] == ["WORKERS=1", "THREADS=8", "MAX_DECODED=4", "MAX_WAITING=300", "MAX_PIXELS=25000000"]
     assert all(line.startswith("# ") for line in lines[5:])
     assert lines[-1] == "# WORKERS=2 would not."
     assert "With 8 clients: 60 photos of 800x600 a second, 9 of 4000x3000; 230 MB of memory then." in lines[-3]

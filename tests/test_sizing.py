@@ -44,11 +44,11 @@ def test_bodies_on_a_disk_take_no_memory() -> None:
 
 @pytest.mark.parametrize(
     ("memory", "wanted", "decoding"),
-    [(512, None, 2), (256, None, 1), (512, 5, 5), (300, 2, 2)],
-    ids=["room", "no room", "asked", "asked without room"],
+    [(512, None, 4), (370, None, 2), (300, None, 1), (512, 5, 5), (330, 3, 3)],
+    ids=["room", "little room", "no room", "asked", "asked without room"],
 )
 def test_pictures_decoded_at_once(memory: int, wanted: int | None, decoding: int) -> None:
-    """As many as there are cores, or one where a phone's photo would have no room beside them; what is set counts."""
+    """Two a core, or fewer where a phone's photo would have no room beside them; what is set counts."""
     assert divide(box(memory), DEMO, replace(DEFAULTS, decoding=wanted)).decoding == decoding
 
 

@@ -36,6 +36,7 @@ from pigeonhole.intake.cells import (
     REFUSALS,
     TURN,
     Decoding,
+    LettingGo,
     Opening,
     Request,
     Turning,
@@ -67,8 +68,12 @@ class Sandbox:
         self._idle: dict[int, deque[Cell]] = defaultdict(deque)  # by the memory they may take; cells without a picture
 
     @contextmanager
-    def opened(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> Iterator[Photo]:
+    def opened(
+        self, file: IO[bytes], limits: Limits, orientation: Orientation, keeps_memory: bool = True
+    ) -> Iterator[Photo]:
         """A Photo of `file`, good until the block ends; both raise what `open_photo` and its Photo raise.
+
+        The cell `keeps_memory` for the next picture, up to `machine.KEPT` bytes, or else hands it back.
 
         Raises:
             Overloaded: no cell can be had.
@@ -78,7 +83,7 @@ class Sandbox:
         try:
             yield ConfinedPhoto(cell, file, limits, orientation)
         finally:
-            if cell.has_let_go():
+            if cell.has_let_go(keeps_memory):
                 self._idle[memory].append(cell)
             else:
                 cell.kill()
@@ -207,10 +212,10 @@ class Cell:
             why = "takes too long to decode" if late else "makes its decoder fail; it is damaged or was made to harm"
             raise BrokenImage(f"the picture {why}.") from error
 
-    def has_let_go(self) -> bool:
+    def has_let_go(self, keeps_memory: bool) -> bool:
         """Tell it to let go of the picture; False if it is dead."""
         try:
-            return self._line.send(pickle.dumps(None)) > 0
+            return self._line.send(pickle.dumps(LettingGo(keeps_memory))) > 0
         except OSError:
             return False
 

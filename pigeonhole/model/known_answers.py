@@ -24,17 +24,21 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from pigeonhole.errors import CompiledFileError, PackagesMissing
-from pigeonhole.machine import usable_cores
+from pigeonhole.machine import anonymous_memory, usable_cores, usable_memory
 from pigeonhole.model.card import COMPILE, FEATURES, Card, Probe, read_card
 from pigeonhole.model.engine import (
     OTHER_HERE,
+    ByDemand,
     CompiledEngine,
     Explains,
     FastWay,
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 OpenPhoto = Callable[[IO[bytes]], Photo]
 Precision = Literal["auto", "exact"]
 
@@ -63,6 +68,7 @@ LOG_ODDS = 0.01  # the same as EXACT for certain answers, whose probabilities ha
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
 NEAR = 2.0  # log-odds; a label 7 times less probable than the best, or than the threshold
 ENOUGH = 3  # probes that have a label so near; fewer tell nothing about the doubtful pictures of other people
+LITTLE = 0.1  # of the memory that is left, for weights that are there already
 LARGEST = 0.5  # log-odds; a way that is further off would have nearly every picture computed again
 
 
@@ -89,6 +95,7 @@ def load_compiled(
     if not (card.probes and card.labels):
         raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
     cores = max(1, usable_cores() // workers)
+    may_copy = cores > 1 and _has_room_for_copies(path.stat().st_size, workers)
     try:
         model = core.read_model(path)
         network = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
@@ -99,8 +106,30 @@ def load_compiled(
     except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
         raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
     explainer = None if card.unexplained else _explainer(exact, model, network, cores, open_photo)
-    fast = None if precision == "exact" else _fast_way(exact, answers, model, cores, open_photo)
+    fast = None if precision == "exact" else _fast_way(exact, answers, model, cores, may_copy, open_photo)
+    if may_copy and (fast is None or fast.network is network):
+        both = _for_many_too(exact, network, model, cores, open_photo)
+        return CompiledEngine(card, both, fast and FastWay(both, fast.guard), count, explainer)
     return CompiledEngine(card, network, fast, count, explainer)
+
+
+def _has_room_for_copies(file: int, workers: int) -> bool:
+    """Would a second copy of the weights, whose file has so many bytes, take little of the memory that is left?"""
+    left = usable_memory() // workers - anonymous_memory(os.getpid())
+    return file < left * LITTLE
+
+
+def _for_many_too(
+    exact: CompiledEngine, network: Network, model: openvino.Model, cores: int, open_photo: OpenPhoto
+) -> Network:
+    """`network`, and beside it one for several callers at once; if that one answers as was proven, too."""
+    try:
+        many = OpenVINONetwork(model, "float32", cores, for_many=True)
+        check_exact(CompiledEngine(exact.card, many, None), open_photo)
+    except Exception:  # of OpenVINO
+        log.warning("several pictures at once are not computed faster on this machine", exc_info=True)
+        return network
+    return ByDemand(network, many)
 
 
 def _explainer(
@@ -118,19 +147,32 @@ def _explainer(
 
 
 def _fast_way(
-    exact: CompiledEngine, answers: Sequence[Prediction], model: openvino.Model, cores: int, open_photo: OpenPhoto
+    exact: CompiledEngine,
+    answers: Sequence[Prediction],
+    model: openvino.Model,
+    cores: int,
+    may_copy: bool,
+    open_photo: OpenPhoto,
 ) -> FastWay | None:
     try:
-        has_bfloat16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        network = OpenVINONetwork(model, "bfloat16", cores) if has_bfloat16 else exact.network
-        guard = guard_of(exact, answers, network, open_photo)
+        networks: list[Network] = [exact.network]
+        if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            for_many = [False, True] if may_copy else [cores > 1]
+            networks = [OpenVINONetwork(model, "bfloat16", cores, for_many=many) for many in for_many]
+        guard = guard_of(exact, answers, open_photo, *networks)
     except Exception:  # of OpenVINO
         log.warning("the fast way does not run on this machine; it is not used", exc_info=True)
         return None
     if guard is None:
         log.warning("the fast way is too far off on this machine, or cannot be judged; it is not used")
         return None
-    return FastWay(network, guard)
+    return FastWay(ByDemand(*networks) if len(networks) > 1 else networks[0], guard)
+
+
+def _each(ask: Callable[[Probe], T], probes: Sequence[Probe]) -> list[T]:
+    """What `ask` says of each, asked from as many threads as there are cores: decoding takes one."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(ask, probes))
 
 
 def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
@@ -139,10 +181,9 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
     Raises:
         CompiledFileError: an answer is not the one in the file.
     """
-    predictions = []
-    for probe in engine.card.probes:
+
+    def asked(probe: Probe) -> Prediction:
         prediction = engine.exactly(open_photo(io.BytesIO(probe.picture)))
-        predictions.append(prediction)
         expected = [probability for _, probability in probe.probabilities]
         off = difference(prediction, engine.card, probe)
         if (
@@ -155,7 +196,9 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
                 f"{prediction.success} instead of {probe.success} for a probe, probabilities off by {off:.2g}; "
                 f"compile the export again, here."
             )
-    return predictions
+        return prediction
+
+    return _each(asked, engine.card.probes)
 
 
 def looks_as_proven(engine: CompiledEngine, explainer: Explains, open_photo: OpenPhoto) -> bool:
@@ -171,28 +214,34 @@ def grid_difference(grid: np.ndarray, expected: Any) -> float:
 
 
 def guard_of(
-    engine: CompiledEngine, exact: Sequence[Prediction], network: Network, open_photo: OpenPhoto
+    engine: CompiledEngine, exact: Sequence[Prediction], open_photo: OpenPhoto, *networks: Network
 ) -> Guard | None:
     """Ask the fast way too, and derive the guard's bounds from how far it is from what was said `exact`ly.
 
-    None if it is too far off for any guard, if the guard would let a wrong answer pass, or if too few probes are
-    doubtful. Where no doubtful probe can be shrunk, no photo may be.
+    The bounds are those of all `networks` that it may be computed by. None if one is too far off for any guard, if the
+    guard would let a wrong answer pass, or if too few probes are doubtful. Where no doubtful probe can be shrunk, no
+    photo may be.
     """
     card = engine.card
+
+    def asked(probe: Probe) -> list[tuple[Probe, int, np.ndarray]]:
+        photo = open_photo(io.BytesIO(probe.picture))
+        reductions = sorted({1, photo.reduction(card.recipe.allows_shrinking)})
+        pixels = [(reduction, engine.pixels(photo, reduction)) for reduction in reductions]
+        return [(probe, reduction, network(seen)) for reduction, seen in pixels for network in networks]
+
     deviations: dict[bool, list[float]] = {False: [], True: []}  # of pictures that were shrunk, and were not
-    answers = []
-    for probe, prediction in zip(card.probes, exact, strict=True):
-        photo, expected = open_photo(io.BytesIO(probe.picture)), np.array(prediction.probabilities)
-        for reduction in sorted({1, photo.reduction(card.recipe.allows_shrinking)}):
-            fast = network(engine.pixels(photo, reduction))
-            answers.append((probe, reduction, fast))
-            deviations[reduction > 1] += deviation(expected, fast, card.threshold)
+    answers = _each(asked, card.probes)
+    for of_probe, prediction in zip(answers, exact, strict=True):
+        for _, reduction, fast in of_probe:
+            deviations[reduction > 1] += deviation(np.array(prediction.probabilities), fast, card.threshold)
     whole, shrunk = deviations[False], deviations[True]
-    if not all(value <= LARGEST for value in (*whole, *shrunk)) or (len(whole) < ENOUGH and len(card.labels) > 1):
+    doubtful = len(whole) // len(networks)
+    if not all(value <= LARGEST for value in (*whole, *shrunk)) or (doubtful < ENOUGH and len(card.labels) > 1):
         return None
     largest = max((SMALLEST, *whole))
     guard = Guard(largest, max(largest, *shrunk) if shrunk else math.inf, card.threshold)
-    for probe, reduction, fast in answers:
+    for probe, reduction, fast in chain(*answers):
         said = answer(card, fast)
         if guard.admits(fast, reduction) and (said.success != probe.success or difference(said, card, probe) > FAST):
             return None

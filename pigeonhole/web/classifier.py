@@ -140,7 +140,8 @@ class Classifier:
     def _opened(self, file: IO[bytes]) -> AbstractContextManager[IntakePhoto]:
         wanted, formats = self._settings.sandbox, self._settings.formats
         if wanted == "on" or (wanted == "auto" and sandbox(formats).works):
-            return sandbox(formats).opened(file, self._limits, self._settings.orientation)
+            keeps = self.measured.room.cells_keep_memory
+            return sandbox(formats).opened(file, self._limits, self._settings.orientation, keeps)
         return nullcontext(open_photo(file, self._limits, self._settings.orientation))
 
     def ready(self) -> Engine:

@@ -26,9 +26,10 @@ from pigeonhole.intake.confinement import is_possible
 from pigeonhole.intake.pictures import open_photo
 from pigeonhole.intake.sandbox import Sandbox
 from pigeonhole.intake.uploads import Uploads
+from pigeonhole.machine import anonymous_memory
 from pigeonhole.model.predictor import Predictor
 from pigeonhole.model.recipe import Recipe, Resize
-from pigeonhole.settings import Settings
+from pigeonhole.settings import MIB, Settings
 from pigeonhole.web import classifier
 from tests.conftest import GUNICORN, LIMITS, Colours, StartServer, encoded, form, picture, png_of_size
 from tests.faults.watch import descendants
@@ -176,6 +177,21 @@ def test_nobody_waits_for_another_to_look(sandbox: Sandbox, uploads: Path) -> No
             assert time.monotonic() - began < SECONDS / 2
             with pytest.raises(BrokenImage):
                 waiting.result()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_between_two_pictures(sandbox: Sandbox, uploads: Path, keeps: bool) -> None:
+    """A cell keeps what a small picture took for the next one, or hands it back, as it is told."""
+    held = []
+    for size in ((8, 8), (800, 600)):
+        with Uploads(uploads) as files:
+            file = files.new()
+            file.write(encoded(Image.new("RGB", size), "JPEG"))
+            with sandbox.opened(file, LIMITS, "upright", keeps) as photo:
+                photo.decoded()
+        time.sleep(0.1)  # for the cell, to let go
+        held.append(max(map(anonymous_memory, processes(sandbox))))
+    assert (held[1] - held[0] > MIB) is keeps
 
 
 def test_killed_while_idle(sandbox: Sandbox, uploads: Path) -> None:

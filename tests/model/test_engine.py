@@ -20,6 +20,7 @@ from pigeonhole.errors import BrokenImage, ModelFault
 from pigeonhole.intake.pictures import open_photo, open_probe
 from pigeonhole.model.engine import (
     SAFETY,
+    ByDemand,
     CompiledEngine,
     FastWay,
     Guard,
@@ -126,6 +127,25 @@ def test_a_large_jpeg_is_shrunk_on_the_fast_way_only() -> None:
     assert not np.array_equal(fast.got[0], whole)
 
 
+def test_by_demand() -> None:
+    """Who asks alone is answered by the one network, whoever comes while others are there by the other."""
+    many = Says([0.1, 0.8, 0.1])
+
+    @dataclass
+    class Alone(Says):
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            if len(self.got) == 0:
+                self.got.append(pixels)
+                both(pixels)  # somebody else, meanwhile
+            return super().__call__(pixels)
+
+    alone = Alone([0.8, 0.1, 0.1])
+    both = ByDemand(alone, many)  # type: ignore[arg-type]
+    for _ in range(2):
+        assert both(np.zeros((8, 8, 3), np.uint8))[0] > 0.7
+    assert (len(alone.got), len(many.got)) == (3, 1)
+
+
 def test_float32_only() -> None:
     """Without bfloat16 a large JPEG still goes the fast way, and what cannot be shrunk is exact at once."""
     network = Says([0.8, 0.1, 0.1])
@@ -212,8 +232,11 @@ def test_nothing_is_kept(compiled_demo: Path, monkeypatch: pytest.MonkeyPatch) -
     gc.collect()
     assert len(seen) >= 4
     assert [thing for thing in seen if thing() is not None] == []
-    for network in (asked.network, asked._fast.network):  # type: ignore[union-attr]
-        (request,) = network._idle  # type: ignore[attr-defined]
+    fast = asked._fast.network  # type: ignore[union-attr]
+    networks = [asked.network, *([fast._alone, fast._many] if isinstance(fast, ByDemand) else [fast])]
+    requests = [request for network in networks for request in network._idle]  # type: ignore[attr-defined]
+    assert len(requests) >= 2  # of both ways
+    for request in requests:
         assert not request.get_input_tensor().data.any()
         assert not any(tensor.data.any() for tensor in request.output_tensors)
 

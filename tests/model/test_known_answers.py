@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from PIL import Image
 
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.intake.pictures import open_probe
+from pigeonhole.machine import anonymous_memory
+from pigeonhole.model import known_answers
 from pigeonhole.model.card import Card, read_card
-from pigeonhole.model.engine import CompiledEngine, OpenVINONetwork, openvino_core
-from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
+from pigeonhole.model.engine import ByDemand, CompiledEngine, OpenVINONetwork, openvino_core
+from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of, load_compiled
 from pigeonhole.model.learner import open_learner
 from pigeonhole.model.pipeline import Normalize, understand
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
@@ -139,8 +142,8 @@ def test_the_bounds_follow_the_deviations(compiled_demo: Path, off: float) -> No
     """The bounds are multiples of the largest deviation of the fast way on the probes, and never below a least one."""
     engine = exact_engine(compiled_demo)
     exact = check_exact(engine, open_probe)
-    float32 = guard_of(engine, exact, engine.network, open_probe)
-    guard = guard_of(engine, exact, Off(engine, off), open_probe)
+    float32 = guard_of(engine, exact, open_probe, engine.network)
+    guard = guard_of(engine, exact, open_probe, Off(engine, off))
     assert float32 is not None
     assert guard is not None
     assert float32.whole == SMALLEST < float32.shrunk  # what is decoded whole is exact there
@@ -154,7 +157,7 @@ def test_a_fast_way_that_is_too_far_off(compiled_demo: Path, off: float) -> None
     """No guard makes good for a fast way that moves answers far, or whose probabilities are no numbers."""
     engine = exact_engine(compiled_demo)
     exact = check_exact(engine, open_probe)
-    assert guard_of(engine, exact, Off(engine, off), open_probe) is None  # type: ignore[arg-type]
+    assert guard_of(engine, exact, open_probe, Off(engine, off)) is None  # type: ignore[arg-type]
 
 
 def test_a_fast_way_that_is_certain_and_wrong(compiled_demo: Path) -> None:
@@ -168,8 +171,30 @@ def test_a_fast_way_that_is_certain_and_wrong(compiled_demo: Path) -> None:
             honest = super().__call__(pixels)
             return honest if next(answers) != 5 else np.roll(np.eye(10, dtype=np.float32)[honest.argmax()], 1)
 
-    assert guard_of(engine, exact, Off(engine, 0), open_probe) is not None  # type: ignore[arg-type]
-    assert guard_of(engine, exact, Wrong(engine, 0), open_probe) is None  # type: ignore[arg-type]
+    assert guard_of(engine, exact, open_probe, Off(engine, 0)) is not None  # type: ignore[arg-type]
+    assert guard_of(engine, exact, open_probe, Wrong(engine, 0)) is None  # type: ignore[arg-type]
+
+
+def test_of_two_copies_the_worse_one_counts(compiled_demo: Path) -> None:
+    """The bounds hold for whichever copy of a network answers; one that is certain and wrong ends the fast way."""
+    engine = exact_engine(compiled_demo)
+    exact = check_exact(engine, open_probe)
+    guard = guard_of(engine, exact, open_probe, Off(engine, 0), Off(engine, 0.04))  # type: ignore[arg-type]
+    assert guard is not None
+    assert guard.whole == pytest.approx(0.04, rel=1e-3)
+    assert guard_of(engine, exact, open_probe, Off(engine, 0), Off(engine, 9)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("left", "copies"), [(1 << 20, False), (1 << 40, True)])
+def test_copies_where_there_is_room(
+    compiled_demo: Path, monkeypatch: pytest.MonkeyPatch, left: int, copies: bool
+) -> None:
+    """Weights are kept twice only where that takes little of the memory that is left; the answers are the same."""
+    monkeypatch.setattr(known_answers, "usable_memory", lambda: left + anonymous_memory(os.getpid()))
+    monkeypatch.setattr(known_answers, "usable_cores", lambda: 2)
+    engine = load_compiled(compiled_demo, open_probe)
+    assert isinstance(engine._fast.network, ByDemand) is copies  # type: ignore[union-attr]
+    check_exact(engine, open_probe)
 
 
 def test_no_probe_that_can_be_shrunk(compiled_demo: Path) -> None:
@@ -178,7 +203,7 @@ def test_no_probe_that_can_be_shrunk(compiled_demo: Path) -> None:
     small = replace(engine.card, probes=tuple(probe for probe in engine.card.probes if len(probe.picture) < 60_000))
     assert 0 < len(small.probes) < len(engine.card.probes)
     engine = CompiledEngine(small, engine.network, None)
-    guard = guard_of(engine, check_exact(engine, open_probe), engine.network, open_probe)
+    guard = guard_of(engine, check_exact(engine, open_probe), open_probe, engine.network)
     assert guard is not None
     assert guard.shrunk == np.inf
 
@@ -191,7 +216,7 @@ def test_too_few_probes_that_are_doubtful(compiled_demo: Path) -> None:
     said = tuple(zip(engine.labels, exact[0].probabilities, strict=True))
     card = replace(engine.card, probes=tuple(replace(probe, probabilities=said) for probe in engine.card.probes))
     certain = CompiledEngine(card, certain.network, None)
-    assert guard_of(certain, exact, certain.network, open_probe) is None
+    assert guard_of(certain, exact, open_probe, certain.network) is None
 
 
 def test_certain_answers_count_too() -> None:
