@@ -94,7 +94,7 @@ def on_starting(server: Any) -> None:
             model = model_of(settings)
             check_model(model)
             compile_if_stale(model, _say)
-            check_memory(Box.here(), model.file.stat().st_size, Shape.of(settings))
+            check_memory(Box.here(settings.memory), model.file.stat().st_size, Shape.of(settings))
     except PigeonholeError as error:
         _refuse(error, 1)
     for handler in server.log.error_log.handlers:  # what gunicorn has to say from here on

@@ -90,20 +90,24 @@ def give_memory_back() -> None:
     ResNet-34, eight clients with photos of 12 megapixels: 355 MB instead of 452. torch, which allocates what OpenVINO
     keeps, gets a third slower by it. Other C libraries lack the call.
     """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    _set_malloc(mapped_from=LARGE, kept=0, overwrites=False)
 
 
-def reuse_memory() -> None:
-    """Let glibc keep `KEPT` bytes for the next picture, and overwrite what is freed, so that nothing of the last stays.
+def reuse_memory(overwrites: bool) -> None:
+    """Let glibc keep `KEPT` bytes for the next picture; what is freed while it `overwrites` holds nothing any more.
 
-    For processes that decode one small photo after another: pages new from the kernel take a third of their time.
+    For processes that decode one small photo after another: pages new from the kernel take a third of their time. What
+    is allocated is overwritten, too, so that a large buffer of which little is used would be in memory as a whole.
     """
+    _set_malloc(mapped_from=KEPT // 4, kept=KEPT, overwrites=overwrites)
+
+
+def _set_malloc(mapped_from: int, kept: int, overwrites: bool) -> None:
     with suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT // 2)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
-        libc.mallopt(M_PERTURB, 1)
+        libc.mallopt(M_MMAP_THRESHOLD, mapped_from)
+        libc.mallopt(M_TRIM_THRESHOLD, kept)
+        libc.mallopt(M_PERTURB, int(overwrites))
 
 
 def trim_memory() -> None:

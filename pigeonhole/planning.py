@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from pigeonhole.errors import SettingsError, TooLittleMemory
+from pigeonhole.errors import NotMeasured, SettingsError, TooLittleMemory
 from pigeonhole.machine import usable_cores
 from pigeonhole.measuring import Service, on_cores, photos, serving
 from pigeonhole.settings import MIB, Settings
-from pigeonhole.sizing import FILES, JPEG, TURNED, WEBP, Box, Room, Shape, divide, wanted_decoding
+from pigeonhole.sizing import FILES, JPEG, TURNED, WEBP, Box, Room, Shape, divide
 
 THREADS_A_CORE = 4  # with 2 a third fewer photos were answered, with 8 as many
 LAST_WAITS = 5  # seconds, in a full queue; Heroku's router gives up after 30, people earlier
@@ -124,12 +124,14 @@ def _with_workers(workers: int, box: Box, settings: Settings) -> Plan:
     threads = -(-THREADS_A_CORE * box.cores // workers)
     shape = replace(Shape.of(settings), workers=workers, threads=threads)
     chosen = {"WORKERS": str(workers), "THREADS": str(threads)}
-    with serving(**chosen) as service:
-        room = divide(box, service.held(), shape)
-        if room.decoding == wanted_decoding(box, shape):  # as it runs already
+    try:
+        with serving(**chosen, MEMORY=str(box.memory // MIB)) as service:
+            room = divide(box, service.held(), shape)
             return _measured_plan(service, box, shape, room, settings)
-    with serving(**chosen, MAX_DECODED=str(room.decoding)) as service:
-        return _measured_plan(service, box, shape, room, settings)
+    except NotMeasured:
+        with serving(**chosen) as service:  # where there is more memory, to know how much it takes
+            divide(box, service.held(), shape)
+        raise
 
 
 def _measured_plan(service: Service, box: Box, shape: Shape, room: Room, settings: Settings) -> Plan:

@@ -149,6 +149,14 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=PILLOWS_OWN_PIXEL_LIMIT, description="most pixels of a picture, read from its header")
     ] = 25_000_000
     max_side: Annotated[int, Field(ge=1, le=65_535, description="longest side of a picture in pixels")] = 10_000
+    memory: Annotated[
+        int | None,
+        Field(
+            ge=64,
+            le=1 << 24,
+            description="MiB of memory that the service counts on; by default what its container, or the machine, has",
+        ),
+    ] = None
     max_decoded: Annotated[
         int | None,
         Field(

@@ -39,8 +39,10 @@ class Box:
     cores: int
 
     @classmethod
-    def here(cls) -> Box:
-        return cls(usable_memory(), usable_cores())
+    def here(cls, memory: int | None = None) -> Box:
+        """That of this process; of its memory no more than the setting `memory`, in MiB."""
+        usable = usable_memory()
+        return cls(min(usable, memory * MIB) if memory else usable, usable_cores())
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,9 @@ def check_memory(box: Box, model_file: int, shape: Shape) -> None:
         raise TooLittleMemory(_too_little(box, needed, shape))
 
 
-def wanted_decoding(box: Box, shape: Shape) -> int:
-    """How many pictures a worker has in hand at once where there is memory for them."""
-    return shape.decoding or max(box.cores, A_CORE * box.cores // shape.workers)
-
-
 def _decoding(box: Box, shape: Shape) -> Iterator[int]:
-    yield wanted_decoding(box, shape)
+    """How many pictures a worker may have in hand at once, best first."""
+    yield shape.decoding or max(box.cores, A_CORE * box.cores // shape.workers)
     if shape.decoding is None:
         yield from sorted({box.cores, 1}, reverse=True)
 
@@ -172,4 +170,4 @@ class MeasuredRoom:
     @cached_property
     def room(self) -> Room:
         """Raises TooLittleMemory as `divide`."""
-        return divide(Box.here(), Held.here(), Shape.of(self._settings))
+        return divide(Box.here(self._settings.memory), Held.here(), Shape.of(self._settings))

@@ -8,6 +8,7 @@ from pigeonhole.model.choosing import Model
 from pigeonhole.model.store.addresses import is_address
 from pigeonhole.model.store.fetching import fetch
 from pigeonhole.settings import Settings, hush_downloaders
+from pigeonhole.sizing import Box
 
 
 def model_of(settings: Settings) -> Model:
@@ -23,6 +24,7 @@ def model_of(settings: Settings) -> Model:
         engine=settings.engine,
         precision=settings.precision,
         workers=settings.workers,
+        memory=Box.here(settings.memory).memory,
     )
 
 

@@ -40,7 +40,7 @@ def groups(folder: Path, own: str, **files: str) -> tuple[Path, Path]:
 FREED = """
 import ctypes
 from pigeonhole.machine import reuse_memory
-reuse_memory()
+reuse_memory(overwrites=True)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 photo, behind = libc.malloc(1 << 20), libc.malloc(1 << 10)

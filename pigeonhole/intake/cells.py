@@ -8,7 +8,7 @@ What is sent to a cell is pickled, since it comes from us; what it answers is no
     an Opening, and the picture's file with it  ->  OK, width and height as stored, bytes needed | a refusal
     a Turning                                   ->  OK, the turn | a refusal
     a Decoding                                  ->  OK, the turn, then uint8 pixels in packets | a refusal
-    a LettingGo of the picture                  ->  nothing
+    None: let go of the picture                 ->  nothing
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pigeonhole.errors import BrokenImage, RequestError, TooManyPixels, Unsuppor
 from pigeonhole.intake.confinement import confine
 from pigeonhole.intake.formats import FORMATS
 from pigeonhole.intake.pictures import EXIF_ORIENTATION, Limits, Orientation, Photo, Recipe, open_photo
-from pigeonhole.machine import reuse_memory, trim_memory
+from pigeonhole.machine import KEPT, give_memory_back, reuse_memory, trim_memory
 
 MOST_ASKED = 1 << 16  # bytes of a request, pickled; a recipe takes a thousand
 PACKET = 1 << 16  # bytes; a socket holds three such
@@ -49,8 +49,11 @@ TURN = Struct("<BB")
 
 @dataclass(frozen=True)
 class Opening:
+    """With `keeps_memory`, what a small picture takes is kept for the next one, up to `KEPT` bytes."""
+
     limits: Limits
     orientation: Orientation
+    keeps_memory: bool
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,7 @@ class Decoding:
     reduction: int
 
 
-@dataclass(frozen=True)
-class LettingGo:
-    """The memory that the picture took is kept for the next one, overwritten, or handed back as well."""
-
-    keeps_memory: bool
-
-
-Request = Opening | Turning | Decoding | LettingGo
+Request = Opening | Turning | Decoding
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def load_all(modules: Sequence[str], formats: Sequence[str]) -> None:
 def answer_on(asked: socket.socket, memory: int, parent: int, threads: bool) -> None:
     """A cell's life; HEIC's decoder hangs without `threads`."""
     try:
-        reuse_memory()
+        give_memory_back()
         confine(memory, parent, threads)
         asked.send(READY)
         while True:
@@ -142,7 +138,7 @@ def answer_on(asked: socket.socket, memory: int, parent: int, threads: bool) -> 
 def _answer_for_a_picture(asked: socket.socket) -> None:
     with ExitStack() as until_let_go:
         photo: Photo | None = None
-        while not isinstance((request := _received(asked, until_let_go))[0], LettingGo):
+        while (request := _received(asked, until_let_go)) is not None:
             try:
                 photo = _answered(asked, *request, photo)
             except REFUSALS as refusal:
@@ -150,22 +146,27 @@ def _answer_for_a_picture(asked: socket.socket) -> None:
             except MemoryError:
                 _refuse(asked, BrokenImage("decoding the picture takes more memory than any picture should."))
     del photo
-    if not request[0].keeps_memory:
-        trim_memory()
+    reuse_memory(overwrites=False)  # until it is known how large the next one is
 
 
-def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Request, IO[bytes] | None]:
+def _received(asked: socket.socket, until_let_go: ExitStack) -> tuple[Request, IO[bytes] | None] | None:
     message, descriptors, _, _ = socket.recv_fds(asked, MOST_ASKED, 1)
     if not message:
         os._exit(0)
     files = [until_let_go.enter_context(os.fdopen(descriptor, "rb")) for descriptor in descriptors]
-    return pickle.loads(message), files[0] if files else None
+    request = pickle.loads(message)
+    return None if request is None else (request, files[0] if files else None)
 
 
 def _answered(asked: socket.socket, request: Request, file: IO[bytes] | None, photo: Photo | None) -> Photo | None:
     if isinstance(request, Opening):
         assert file is not None
         photo = open_photo(file, request.limits, request.orientation)
+        if request.keeps_memory and photo.bytes_needed <= KEPT:
+            reuse_memory(overwrites=True)
+        else:  # what was kept is not counted beside it
+            give_memory_back()
+            trim_memory()
         asked.send(HEADER.pack(OK, *photo.header.size, photo.bytes_needed))
     elif isinstance(request, Turning) and photo is not None:
         asked.send(_turn_of(photo))

@@ -36,7 +36,6 @@ from pigeonhole.intake.cells import (
     REFUSALS,
     TURN,
     Decoding,
-    LettingGo,
     Opening,
     Request,
     Turning,
@@ -73,7 +72,7 @@ class Sandbox:
     ) -> Iterator[Photo]:
         """A Photo of `file`, good until the block ends; both raise what `open_photo` and its Photo raise.
 
-        The cell `keeps_memory` for the next picture, up to `machine.KEPT` bytes, or else hands it back.
+        The cell `keeps_memory` for the next picture, up to `machine.KEPT` bytes, if this one took no more than that.
 
         Raises:
             Overloaded: no cell can be had.
@@ -81,9 +80,9 @@ class Sandbox:
         memory = limits.pixels * BYTES_A_PIXEL + ALWAYS
         cell = self._idle_cell(memory) or self._new_cell_or_refuse(memory)
         try:
-            yield ConfinedPhoto(cell, file, limits, orientation)
+            yield ConfinedPhoto(cell, file, limits, orientation, keeps_memory)
         finally:
-            if cell.has_let_go(keeps_memory):
+            if cell.has_let_go():
                 self._idle[memory].append(cell)
             else:
                 cell.kill()
@@ -132,14 +131,16 @@ class Sandbox:
 class ConfinedPhoto(Photo):
     """A Photo that a cell decodes. What the cell says is believed only as far as it cannot harm."""
 
-    def __init__(self, cell: Cell, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
-        self._cell = cell
+    def __init__(
+        self, cell: Cell, file: IO[bytes], limits: Limits, orientation: Orientation, keeps_memory: bool
+    ) -> None:
+        self._cell, self._keeps_memory = cell, keeps_memory
         super().__init__(file, limits, orientation)
 
     def _read_header(self) -> Header:
         descriptor = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY)  # the cell reads, from the start
         try:
-            said = self._cell.asked(Opening(self._limits, self._orientation), [descriptor])
+            said = self._cell.asked(Opening(self._limits, self._orientation, self._keeps_memory), [descriptor])
         finally:
             os.close(descriptor)
         with self._cell.believed():
@@ -212,10 +213,10 @@ class Cell:
             why = "takes too long to decode" if late else "makes its decoder fail; it is damaged or was made to harm"
             raise BrokenImage(f"the picture {why}.") from error
 
-    def has_let_go(self, keeps_memory: bool) -> bool:
+    def has_let_go(self) -> bool:
         """Tell it to let go of the picture; False if it is dead."""
         try:
-            return self._line.send(pickle.dumps(LettingGo(keeps_memory))) > 0
+            return self._line.send(pickle.dumps(None)) > 0
         except OSError:
             return False
 

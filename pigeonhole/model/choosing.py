@@ -40,6 +40,7 @@ class Model:
     engine: Literal["auto", "compiled", "learner"] = "auto"
     precision: Precision = "auto"
     workers: int = 1
+    memory: int | None = None  # in bytes
 
     @property
     def compiled(self) -> Path:
@@ -80,7 +81,7 @@ def open_engine(model: Model, open_photo: OpenPhoto, count: Callable[[str], obje
         return _learner(model, "ENGINE=learner")
     reason = why_not_compiled(model)
     if reason is None:
-        engine = load_compiled(model.compiled, open_photo, model.precision, model.workers, count)
+        engine = load_compiled(model.compiled, open_photo, model.precision, model.workers, model.memory, count)
         proof = engine.card.proof
         log.info(
             "answers come from %s, %s; proven on %d pictures to within %.1g of learner.predict",

@@ -77,11 +77,13 @@ def load_compiled(
     open_photo: OpenPhoto,
     precision: Precision = "auto",
     workers: int = 1,
+    memory: int | None = None,
     count: Callable[[str], object] = lambda way: None,
 ) -> CompiledEngine:
     """The engine of the compiled file in `path`, with the fast way if `precision` allows it and its answers do.
 
-    `workers` processes share the cores. `count` is called with the way that each picture went (one of `engine.WAYS`).
+    `workers` processes share the cores, and `memory` in bytes, which is what the system leaves unless it is told.
+    `count` is called with the way that each picture went (one of `engine.WAYS`).
 
     Raises:
         CompiledFileError: the file is damaged, or its answers here are not those it was proven with.
@@ -95,12 +97,12 @@ def load_compiled(
     if not (card.probes and card.labels):
         raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
     cores = max(1, usable_cores() // workers)
-    may_copy = cores > 1 and _has_room_for_copies(path.stat().st_size, workers)
+    may_copy = cores > 1 and _has_room_for_copies(path.stat().st_size, (memory or usable_memory()) // workers)
     try:
         model = core.read_model(path)
         network = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
         exact = CompiledEngine(card, network, None)
-        answers = check_exact(exact, open_photo)
+        answers = check_exact(exact, open_photo, cores if may_copy else 1)
     except CompiledFileError:
         raise
     except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
@@ -113,10 +115,9 @@ def load_compiled(
     return CompiledEngine(card, network, fast, count, explainer)
 
 
-def _has_room_for_copies(file: int, workers: int) -> bool:
+def _has_room_for_copies(file: int, memory: int) -> bool:
     """Would a second copy of the weights, whose file has so many bytes, take little of the memory that is left?"""
-    left = usable_memory() // workers - anonymous_memory(os.getpid())
-    return file < left * LITTLE
+    return file < (memory - anonymous_memory(os.getpid())) * LITTLE
 
 
 def _for_many_too(
@@ -125,7 +126,7 @@ def _for_many_too(
     """`network`, and beside it one for several callers at once; if that one answers as was proven, too."""
     try:
         many = OpenVINONetwork(model, "float32", cores, for_many=True)
-        check_exact(CompiledEngine(exact.card, many, None), open_photo)
+        check_exact(CompiledEngine(exact.card, many, None), open_photo, cores)
     except Exception:  # of OpenVINO
         log.warning("several pictures at once are not computed faster on this machine", exc_info=True)
         return network
@@ -157,9 +158,9 @@ def _fast_way(
     try:
         networks: list[Network] = [exact.network]
         if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            for_many = [False, True] if may_copy else [cores > 1]
+            for_many = [False, True] if may_copy else [False]
             networks = [OpenVINONetwork(model, "bfloat16", cores, for_many=many) for many in for_many]
-        guard = guard_of(exact, answers, open_photo, *networks)
+        guard = guard_of(exact, answers, open_photo, *networks, at_once=cores if may_copy else 1)
     except Exception:  # of OpenVINO
         log.warning("the fast way does not run on this machine; it is not used", exc_info=True)
         return None
@@ -169,14 +170,14 @@ def _fast_way(
     return FastWay(ByDemand(*networks) if len(networks) > 1 else networks[0], guard)
 
 
-def _each(ask: Callable[[Probe], T], probes: Sequence[Probe]) -> list[T]:
-    """What `ask` says of each, asked from as many threads as there are cores: decoding takes one."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
+def _each(ask: Callable[[Probe], T], probes: Sequence[Probe], at_once: int) -> list[T]:
+    """What `ask` says of each, of `at_once` at a time: decoding one takes one core, and memory."""
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(ask, probes))
 
 
-def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Prediction]:
-    """Ask the exact way about each probe, and return what it says.
+def check_exact(engine: CompiledEngine, open_photo: OpenPhoto, at_once: int = 1) -> list[Prediction]:
+    """Ask the exact way about each probe, of `at_once` at a time, and return what it says.
 
     Raises:
         CompiledFileError: an answer is not the one in the file.
@@ -198,7 +199,7 @@ def check_exact(engine: CompiledEngine, open_photo: OpenPhoto) -> list[Predictio
             )
         return prediction
 
-    return _each(asked, engine.card.probes)
+    return _each(asked, engine.card.probes, at_once)
 
 
 def looks_as_proven(engine: CompiledEngine, explainer: Explains, open_photo: OpenPhoto) -> bool:
@@ -214,7 +215,11 @@ def grid_difference(grid: np.ndarray, expected: Any) -> float:
 
 
 def guard_of(
-    engine: CompiledEngine, exact: Sequence[Prediction], open_photo: OpenPhoto, *networks: Network
+    engine: CompiledEngine,
+    exact: Sequence[Prediction],
+    open_photo: OpenPhoto,
+    *networks: Network,
+    at_once: int = 1,
 ) -> Guard | None:
     """Ask the fast way too, and derive the guard's bounds from how far it is from what was said `exact`ly.
 
@@ -231,7 +236,7 @@ def guard_of(
         return [(probe, reduction, network(seen)) for reduction, seen in pixels for network in networks]
 
     deviations: dict[bool, list[float]] = {False: [], True: []}  # of pictures that were shrunk, and were not
-    answers = _each(asked, card.probes)
+    answers = _each(asked, card.probes, at_once)
     for of_probe, prediction in zip(answers, exact, strict=True):
         for _, reduction, fast in of_probe:
             deviations[reduction > 1] += deviation(np.array(prediction.probabilities), fast, card.threshold)

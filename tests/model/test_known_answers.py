@@ -190,9 +190,8 @@ def test_copies_where_there_is_room(
     compiled_demo: Path, monkeypatch: pytest.MonkeyPatch, left: int, copies: bool
 ) -> None:
     """Weights are kept twice only where that takes little of the memory that is left; the answers are the same."""
-    monkeypatch.setattr(known_answers, "usable_memory", lambda: left + anonymous_memory(os.getpid()))
     monkeypatch.setattr(known_answers, "usable_cores", lambda: 2)
-    engine = load_compiled(compiled_demo, open_probe)
+    engine = load_compiled(compiled_demo, open_probe, memory=left + anonymous_memory(os.getpid()))
     assert isinstance(engine._fast.network, ByDemand) is copies  # type: ignore[union-attr]
     check_exact(engine, open_probe)
 
