@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "what", nargs="*", default=["contest"], help="contest (default), growth and its kinds, phases, report"
     )
     parser.add_argument("--quick", action="store_true", help="one short round: whether everything works")
+    parser.add_argument("--full", action="store_true", help="every server with every size and longer, for a night")
     parser.add_argument("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results go")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="folder with train/CLASS and validation/CLASS")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     what, *kinds = options.what
     if what == "contest" and not kinds:
-        plan = Plan.quick() if options.quick else Plan()
+        plan = Plan.quick() if options.quick else Plan.full() if options.full else Plan()
         if options.rounds:
             plan = dataclasses.replace(plan, rounds=options.rounds)
         chosen = [peer for peer in EVERYONE if peer.key in options.peers]
@@ -104,7 +105,7 @@ def run_contest(plan: Plan, peers: Sequence[Peer], model: Path | None, photos: P
             results["servers"][key]["rounds"] = measured
         write_json(out / "results.json", results)
 
-    tell(f"{len(peers)} servers, {plan.rounds} rounds: about {plan.hours(len(peers)):.1f} hours")
+    tell(f"{len(peers)} servers, {plan.rounds} rounds: about {plan.hours([peer.key for peer in peers]):.1f} hours")
     contest(plan, peers, learner.export, answers, tell, keep)
     results["about"]["ended"] = machine.now()
     write_json(out / "results.json", results)

@@ -29,13 +29,15 @@ from benchmarks.photos import Kind
 from benchmarks.servers import NotStarted, Peer, Server, free_ports, running, wait_for_answer
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+FEW_CLIENTS = (1, 8, 64)
+CLOSELY = ("pigeonhole", "flask-learner", "fastapi-torch", "fastapi-openvino")  # ours, the obvious app, a good one
 USUAL = 0.5, "jpeg"  # megapixels and kind, of what clients are counted with
 CLIENTS_OF_SIZES = (1, 8)
 LARGE = 12.0, "jpeg"  # what memory is looked at with
 SAMPLE_SECONDS = 0.3  # between two looks at the memory
 WAY = re.compile(r'^pigeonhole_answers_total\{way="(\w+)"\} (\S+)$', re.M)
 CORES = 2
-STARTING = 15.0  # seconds, to start and to stop a server, in the mean
+STARTING = 10.0  # seconds, to start and to stop a server, in the mean
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
@@ -44,25 +46,37 @@ class Plan:
     """How much is measured. A cell is one number of clients with photos of one size and kind."""
 
     rounds: int = 5
-    seconds: float = 8.0  # of a cell
-    seconds_of_sizes: float = 4.0  # of a cell that is not of the usual size
-    warm_up: float = 3.0  # before the first cell, not counted
+    seconds: float = 2.0  # of a cell
+    seconds_of_sizes: float = 1.0  # of a cell that is not of the usual size
+    warm_up: float = 1.0  # before the first cell, not counted
     clients: tuple[int, ...] = CLIENTS
+    few_clients: tuple[int, ...] = FEW_CLIENTS  # of those who are not looked at closely
+    closely: tuple[str, ...] | None = CLOSELY  # None is everybody
     megapixels: tuple[float, ...] = (0.25, 0.5, 2.0, 12.0, 24.0)
     kinds: tuple[Kind, ...] = ("jpeg", "png")
-    photos: int = 10  # that are sent in turns; of 12 megapixels or more, 4
+    photos: int = 40  # that are sent in turns; of others than the usual size fewer, see `preparing.photos_of`
     answers: int | None = None  # photos whose answers are compared with learner.predict; None is all there are
 
-    def hours(self, servers: int) -> float:
+    def looks_closely_at(self, key: str) -> bool:
+        return self.closely is None or key in self.closely
+
+    def hours(self, servers: Sequence[str]) -> float:
         """About how long it takes: more where answers are slower than a cell."""
-        usual, sizes = len(self.clients), len(self.megapixels) * len(self.kinds) * len(CLIENTS_OF_SIZES)
-        one = STARTING + self.warm_up + usual * self.seconds + sizes * self.seconds_of_sizes
-        return self.rounds * servers * one / 3600
+        sizes = len(self.megapixels) * len(self.kinds) * len(CLIENTS_OF_SIZES) * self.seconds_of_sizes
+        closely = len(self.clients) * self.seconds + sizes
+        seconds = [closely if self.looks_closely_at(key) else len(self.few_clients) * self.seconds for key in servers]
+        return self.rounds * (sum(seconds) + len(servers) * (STARTING + self.warm_up)) / 3600
 
     @classmethod
     def quick(cls) -> Plan:
         """Whether everything works; its figures mean little."""
-        return cls(1, 1.5, 1.0, 0.5, (1, 8), (0.5, 12.0), ("jpeg",), photos=4, answers=20)
+        both = (1, 8)
+        return cls(1, 1.5, 1.0, 0.5, both, both, None, (0.5, 12.0), ("jpeg",), photos=4, answers=20)
+
+    @classmethod
+    def full(cls) -> Plan:
+        """Everybody closely, for a night."""
+        return cls(seconds=8.0, seconds_of_sizes=4.0, warm_up=3.0, closely=None)
 
 
 @dataclass(frozen=True)
@@ -127,10 +141,13 @@ def measure(
             )  # fmt: skip
             return asked(job, askers, server)
 
-        idle = server.memory_mb()
+        idle, closely = server.memory_mb(), plan.looks_closely_at(peer.key)
         cell(usual, min(8, max(plan.clients)), plan.warm_up)
-        cells = {_name(*USUAL, clients): cell(usual, clients, plan.seconds) for clients in plan.clients}
-        for size, which in photos.by_size.items():
+        cells = {
+            _name(*USUAL, clients): cell(usual, clients, plan.seconds)
+            for clients in (plan.clients if closely else plan.few_clients)
+        }
+        for size, which in photos.by_size.items() if closely else ():
             for clients in CLIENTS_OF_SIZES:
                 if _name(*size, clients) not in cells:
                     bounds = {"at_least": 2 * clients}  # of a slow server, some all the same
@@ -143,7 +160,7 @@ def measure(
             "cells": cells,
             "memory_load_mb": _watched(server, lambda: cell(usual, 8, plan.seconds_of_sizes)),
         }
-        if LARGE in photos.by_size:
+        if closely and LARGE in photos.by_size:
             measured["memory_large_mb"] = _watched(
                 server, lambda: cell(photos.by_size[LARGE], 8, plan.seconds_of_sizes, at_least=16)
             )

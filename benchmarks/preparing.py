@@ -20,7 +20,8 @@ from pigeonhole.model.card import read_card
 
 CACHE = HERE / ".cache"
 REAL = ROOT.parent / "shared" / "data" / "clothing"  # where this project is developed
-LARGE_PHOTOS = 4  # of 12 megapixels or more
+OTHER_PHOTOS = 12  # of others than the usual size
+LARGE_PHOTOS = 4  # of 24 megapixels, which have 45 MB as PNG
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def photos_of(plan: Plan, learner: Prepared, folder: Path | None) -> Photos:
     by_size = {}
     for kind in plan.kinds:
         for megapixels in plan.megapixels:
-            count = plan.photos if megapixels < LARGE[0] else min(plan.photos, LARGE_PHOTOS)
+            usual = (megapixels, kind) == USUAL
+            count = plan.photos if usual else min(plan.photos, LARGE_PHOTOS if megapixels > LARGE[0] else OTHER_PHOTOS)
             by_size[megapixels, str(kind)] = photos(CACHE, sources(validation, count), megapixels, kind)
     answers = photos(CACHE, sources(validation, plan.answers), USUAL[0], "jpeg")
     everything = sorted({*answers, *(path for some in by_size.values() for path in some)})
