@@ -98,6 +98,13 @@ class Settings(BaseSettings):
             "`auto` compiles once, and takes the learner where that does not work"
         ),
     ] = "auto"
+    device: Annotated[
+        Literal["cpu", "cuda", "mps"],
+        Field(
+            description="`cuda` or `mps` computes on a GPU of NVIDIA's or Apple's with PyTorch, which has to be there "
+            "with the export; `cpu` with OpenVINO"
+        ),
+    ] = "cpu"
     precision: Annotated[
         Literal["auto", "exact"],
         Field(
@@ -162,8 +169,8 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=256,
-            description="most pictures one worker has in hand at the same time; by default two for each core, or fewer "
-            "where there is no memory for them",
+            description="most pictures one worker has in hand at the same time; by default two for each core, with a "
+            "GPU as many as `THREADS`, or fewer where there is no memory for them",
         ),
     ] = None
     sandbox: Annotated[

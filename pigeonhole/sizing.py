@@ -64,10 +64,11 @@ class Shape:
 
     workers: int
     threads: int
-    decoding: int | None  # None for two a core, or fewer where they would have no room
+    decoding: int | None  # None for two a core, with a GPU one a thread, or fewer where they would have no room
     is_sandboxed: bool
     body: int  # bytes of the largest one
     bodies_in_memory: bool
+    is_on_gpu: bool = False  # where pictures are computed many at once, by threads that wait
 
     @classmethod
     def of(cls, settings: Settings) -> Shape:
@@ -78,6 +79,7 @@ class Shape:
             is_sandboxed=settings.sandbox != "off",
             body=settings.max_body_bytes,
             bodies_in_memory=is_in_memory(settings.uploads),
+            is_on_gpu=settings.device != "cpu",
         )
 
 
@@ -134,9 +136,13 @@ def check_memory(box: Box, model_file: int, shape: Shape) -> None:
 
 def _decoding(box: Box, shape: Shape) -> Iterator[int]:
     """How many pictures a worker may have in hand at once, best first."""
-    yield shape.decoding or max(box.cores, A_CORE * box.cores // shape.workers)
-    if shape.decoding is None:
-        yield from sorted({box.cores, 1}, reverse=True)
+    if shape.decoding is not None:
+        yield shape.decoding
+        return
+    keep_cores_busy = max(box.cores, A_CORE * box.cores // shape.workers)
+    # a picture keeps its turn until it is answered, so a batch can have no more than there are turns
+    yield max(shape.threads, keep_cores_busy) if shape.is_on_gpu else keep_cores_busy
+    yield from sorted({box.cores, 1}, reverse=True)
 
 
 def _room(box: Box, held: Held, shape: Shape) -> Room:

@@ -25,6 +25,7 @@ def model_of(settings: Settings) -> Model:
         precision=settings.precision,
         workers=settings.workers,
         memory=Box.here(settings.memory).memory,
+        device=settings.device,
     )
 
 

@@ -66,6 +66,7 @@ KNOWN = (
     "export ",
     ".venv/bin/serve",
     ".venv/bin/python -m benchmarks.cluster",
+    ".venv/bin/python -m benchmarks.gpu",  # tests/test_gpu_benchmark.py
 )
 
 
@@ -102,6 +103,7 @@ def test_no_command_goes_untested() -> None:
         "export ": 1,
         ".venv/bin/serve": 2,
         ".venv/bin/python -m benchmarks.cluster": 1,
+        ".venv/bin/python -m benchmarks.gpu": 1,
     }
 
 

@@ -35,7 +35,8 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
      ("PAGE", "maybe"), ("PAGE_COLOUR", "red"), ("PAGE_COLOUR", "#fff"), ("PAGE_COLOUR", "#0b6e5f;}"),
      ("PAGE_TITLE", "a\nb"), ("PAGE_TITLE", "x" * 101), ("PAGE_DESCRIPTION", "x" * 501),
      ("ORIENTATION", "left"), ("IMAGE_FORMATS", "jpeg,svg"), ("IMAGE_FORMATS", "jpegpng"), ("MODEL_SHA256", "abc"),
-     ("ALLOW_PICKLE_GLOBALS", "os.system()"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud")],
+     ("ALLOW_PICKLE_GLOBALS", "os.system()"), ("MAX_PIXELS", "100000000"), ("LOG_LEVEL", "loud"),
+     ("DEVICE", "cuda:1")],
 )  # fmt: skip
 def test_refusals(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A value that does not fit is refused by name, with what was seen."""

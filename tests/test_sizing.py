@@ -52,6 +52,14 @@ def test_pictures_decoded_at_once(memory: int, wanted: int | None, decoding: int
     assert divide(box(memory), DEMO, replace(DEFAULTS, decoding=wanted)).decoding == decoding
 
 
+def test_pictures_in_hand_for_a_gpu() -> None:
+    """With a GPU, every thread may have a picture in hand, so that batches form; a phone's photo still has room."""
+    on_gpu = replace(DEFAULTS, threads=64, is_on_gpu=True)
+    assert divide(box(16_000), DEMO, on_gpu).decoding == 64
+    assert divide(box(1000), DEMO, on_gpu).decoding == 2
+    assert divide(box(16_000), DEMO, replace(on_gpu, decoding=3)).decoding == 3
+
+
 def test_too_little() -> None:
     """Where there is no room, the sentence says how much it takes, and so much is enough."""
     with pytest.raises(TooLittleMemory, match=r"there are 230 MB .* takes (\d+) MB at least") as refusal:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from pigeonhole.errors import CompiledFileError, ModelFileError
+from pigeonhole.errors import CompiledFileError, ModelFileError, PackagesMissing
 from pigeonhole.model.card import COMPILE, Card, is_ours, read_card, sha256_of_file
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.export.container import check_file
-from pigeonhole.model.known_answers import OpenPhoto, Precision, load_compiled
+from pigeonhole.model.known_answers import Networks, OpenPhoto, Precision, load_compiled
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.pipeline import understand
 from pigeonhole.model.predictor import Engine
+from pigeonhole.model.torch_network import NEEDED, Device, check_device, networks
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Model:
     precision: Precision = "auto"
     workers: int = 1
     memory: int | None = None  # in bytes
+    device: Device = "cpu"
 
     @property
     def compiled(self) -> Path:
@@ -63,11 +66,26 @@ def check_model(model: Model) -> None:
 
     Raises:
         ModelFileError: it is missing, or an export is visibly something else.
+        PackagesMissing: what computes on its device is not installed.
     """
+    _check_computable(model)
     if not model.is_compiled_only:
         check_file(model.path)
     elif not model.compiled.is_file():
         raise ModelFileError(f"MODEL={model.compiled} is not there; {COMPILE}")
+
+
+def _check_computable(model: Model) -> None:
+    """Where PyTorch computes, it and the export have to be there; whether it finds the device is seen by loading it."""
+    if model.device == "cpu":
+        return
+    if missing := [package for package in NEEDED if not importlib.util.find_spec(package)]:
+        raise PackagesMissing(f"DEVICE={model.device} computes with {missing[0]}, which is not installed here.")
+    if model.is_compiled_only:
+        raise ModelFileError(
+            f"DEVICE={model.device} computes with the network of the export that {model.compiled} was made of; "
+            f"put that export.pkl beside it and name it as MODEL."
+        )
 
 
 def open_engine(model: Model, open_photo: OpenPhoto, count: Callable[[str], object] = lambda way: None) -> Engine:
@@ -76,16 +94,23 @@ def open_engine(model: Model, open_photo: OpenPhoto, count: Callable[[str], obje
     Raises:
         CompiledFileError: the compiled file is asked for, or all there is, and cannot be used.
         ModelFileError, PackagesMissing: the same of the export and learner.predict.
+        SettingsError: the device is not there.
     """
+    if model.device != "cpu":
+        _check_computable(model)
+        check_device(model.device)
     if model.engine == "learner":
         return _learner(model, "ENGINE=learner")
     reason = why_not_compiled(model)
     if reason is None:
-        engine = load_compiled(model.compiled, open_photo, model.precision, model.workers, model.memory, count)
+        networks = _networks(model)
+        engine = load_compiled(
+            model.compiled, open_photo, model.precision, model.workers, model.memory, count, networks
+        )
         proof = engine.card.proof
         log.info(
-            "answers come from %s, %s; proven on %d pictures to within %.1g of learner.predict",
-            *(model.compiled, engine.way, proof.pictures, proof.largest_difference),
+            "answers come from %s, %s, on %s; proven on %d pictures to within %.1g of learner.predict",
+            *(model.compiled, engine.way, model.device, proof.pictures, proof.largest_difference),
         )
         return engine
     if model.engine == "compiled" or model.is_compiled_only:
@@ -93,11 +118,19 @@ def open_engine(model: Model, open_photo: OpenPhoto, count: Callable[[str], obje
     return _learner(model, reason)
 
 
+def _networks(model: Model) -> Networks | None:
+    """What makes networks in PyTorch; None where OpenVINO computes."""
+    if model.device == "cpu":
+        return None
+    learner = open_learner(model.path, model.sha256, model.allowed)
+    return networks(understand(learner.learner, learner.mode), model.device)
+
+
 def _learner(model: Model, reason: str) -> Engine:
     if model.path == model.compiled:
         raise ModelFileError(f"MODEL={model.path} is compiled; learner.predict needs the export.pkl it was made of.")
-    engine = open_learner(model.path, model.sha256, model.allowed)
-    log.info("answers come from learner.predict: %s", reason)
+    engine = open_learner(model.path, model.sha256, model.allowed, model.device)
+    log.info("answers come from learner.predict, on %s: %s", model.device, reason)
     return engine
 
 

@@ -40,6 +40,7 @@ class Network(Protocol):
     """What turns pixels into probabilities; called from many threads at once."""
 
     precision: NumberFormat
+    device: str  # cpu, or torch's name of a GPU
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities, float32, one per label, of uint8 `pixels`, height × width × channels."""
@@ -111,6 +112,8 @@ class OpenVINONetwork:
     An infer request belongs to one caller at a time; as many are made as there were callers at once.
     """
 
+    device = "cpu"
+
     def __init__(
         self,
         model: openvino.Model,
@@ -162,7 +165,7 @@ class ByDemand:
 
     def __init__(self, alone: Network, many: Network) -> None:
         self._alone, self._many = alone, many
-        self.precision = alone.precision
+        self.precision, self.device = alone.precision, alone.device
         self._lock = Lock()  # guards the count
         self._callers = 0
 
@@ -266,7 +269,8 @@ class CompiledEngine:
     @property
     def about(self) -> dict[str, str]:
         precision = "float32" if self._fast is None else self._fast.network.precision
-        return {"engine": "compiled", "precision": precision, "model_sha256": self.card.source}
+        device, sha256 = self.network.device, self.card.source
+        return {"engine": "compiled", "precision": precision, "device": device, "model_sha256": sha256}
 
     @property
     def way(self) -> str:

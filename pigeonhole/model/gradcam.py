@@ -84,7 +84,7 @@ def gradcam(network: nn.Module, place: Place, batch: Tensor, label: int) -> np.n
     with torch.enable_grad(), passing(place, hold):
         score = network(batch)[:, label].sum()
     (gradient,) = torch.autograd.grad(score, held)
-    return np.asarray(_weighed(held[0].detach(), gradient))
+    return np.asarray(_weighed(held[0].detach(), gradient).cpu())
 
 
 def traced_head(network: nn.Module, place: Place, batch: Tensor) -> GraphModule:

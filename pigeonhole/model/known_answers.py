@@ -27,13 +27,14 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from pigeonhole.errors import CompiledFileError, PackagesMissing
+from pigeonhole.errors import CompiledFileError, PackagesMissing, StartError
 from pigeonhole.machine import anonymous_memory, usable_cores, usable_memory
 from pigeonhole.model.card import COMPILE, FEATURES, Card, Probe, read_card
 from pigeonhole.model.engine import (
@@ -44,6 +45,7 @@ from pigeonhole.model.engine import (
     FastWay,
     Guard,
     Network,
+    NumberFormat,
     OpenVINONetwork,
     answer,
     log_odds,
@@ -59,6 +61,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OpenPhoto = Callable[[IO[bytes]], Photo]
+Networks = Callable[[NumberFormat], Network | None]  # the network in a precision; None where it is not to be had
 Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
@@ -79,14 +82,17 @@ def load_compiled(
     workers: int = 1,
     memory: int | None = None,
     count: Callable[[str], object] = lambda way: None,
+    networks: Networks | None = None,
 ) -> CompiledEngine:
     """The engine of the compiled file in `path`, with the fast way if `precision` allows it and its answers do.
 
     `workers` processes share the cores, and `memory` in bytes, which is what the system leaves unless it is told.
-    `count` is called with the way that each picture went (one of `engine.WAYS`).
+    `count` is called with the way that each picture went (one of `engine.WAYS`). `networks` makes others than
+    OpenVINO's of the same learner, on a GPU, which have to give the same answers; heatmaps stay OpenVINO's.
 
     Raises:
         CompiledFileError: the file is damaged, or its answers here are not those it was proven with.
+        ModelFileError: the device of `networks` does not compute it.
         PackagesMissing: OpenVINO is not installed.
     """
     try:
@@ -97,18 +103,22 @@ def load_compiled(
     if not (card.probes and card.labels):
         raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
     cores = max(1, usable_cores() // workers)
-    may_copy = cores > 1 and _has_room_for_copies(path.stat().st_size, (memory or usable_memory()) // workers)
+    room = (memory or usable_memory()) // workers
+    may_copy = networks is None and cores > 1 and _has_room_for_copies(path.stat().st_size, room)
+    at_once = cores if may_copy else 1
     try:
         model = core.read_model(path)
-        network = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
+        on_cpu = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
+        network = (networks and networks("float32")) or on_cpu
         exact = CompiledEngine(card, network, None)
-        answers = check_exact(exact, open_photo, cores if may_copy else 1)
-    except CompiledFileError:
+        answers = check_exact(exact, open_photo, at_once)
+    except StartError:
         raise
     except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
         raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
-    explainer = None if card.unexplained else _explainer(exact, model, network, cores, open_photo)
-    fast = None if precision == "exact" else _fast_way(exact, answers, model, cores, may_copy, open_photo)
+    explainer = None if card.unexplained else _explainer(exact, model, on_cpu, cores, open_photo)
+    make_fast = partial(_fast_networks, model, cores, may_copy, networks)
+    fast = None if precision == "exact" else _fast_way(exact, answers, make_fast, open_photo, at_once)
     if may_copy and (fast is None or fast.network is network):
         both = _for_many_too(exact, network, model, cores, open_photo)
         return CompiledEngine(card, both, fast and FastWay(both, fast.guard), count, explainer)
@@ -147,21 +157,28 @@ def _explainer(
     return None
 
 
+def _fast_networks(model: openvino.Model, cores: int, may_copy: bool, networks: Networks | None) -> list[Network]:
+    """What may compute the fast way; nothing where bfloat16 is not to be had."""
+    if networks is not None:
+        network = networks("bfloat16")
+        return [] if network is None else [network]
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return []
+    for_many = [False, True] if may_copy else [False]
+    return [OpenVINONetwork(model, "bfloat16", cores, for_many=many) for many in for_many]
+
+
 def _fast_way(
     exact: CompiledEngine,
     answers: Sequence[Prediction],
-    model: openvino.Model,
-    cores: int,
-    may_copy: bool,
+    make: Callable[[], list[Network]],
     open_photo: OpenPhoto,
+    at_once: int,
 ) -> FastWay | None:
     try:
-        networks: list[Network] = [exact.network]
-        if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            for_many = [False, True] if may_copy else [False]
-            networks = [OpenVINONetwork(model, "bfloat16", cores, for_many=many) for many in for_many]
-        guard = guard_of(exact, answers, open_photo, *networks, at_once=cores if may_copy else 1)
-    except Exception:  # of OpenVINO
+        networks = make() or [exact.network]
+        guard = guard_of(exact, answers, open_photo, *networks, at_once=at_once)
+    except Exception:  # of OpenVINO, or torch
         log.warning("the fast way does not run on this machine; it is not used", exc_info=True)
         return None
     if guard is None:

@@ -44,8 +44,10 @@ log = logging.getLogger(__name__)
 TRIAL = (64, 48)  # pixels of the picture that goes through before traffic does
 
 
-def open_learner(path: Path, sha256: str | None = None, allowed: Collection[str] = ()) -> LearnerEngine:
-    """Load the learner in `path` on the CPU and let a picture through it. No code in the file is run.
+def open_learner(
+    path: Path, sha256: str | None = None, allowed: Collection[str] = (), device: str = "cpu"
+) -> LearnerEngine:
+    """Load the learner in `path`, put it on `device` and let a picture through it. No code in the file is run.
 
     `sha256` pins the file. `allowed` names, with their module, are admitted on top of those of image learners.
 
@@ -61,13 +63,13 @@ def open_learner(path: Path, sha256: str | None = None, allowed: Collection[str]
             raise ModelFileError(f"MODEL={diagnosis.problem}")
         for callback in diagnosis.callbacks:
             log.warning("MODEL=%s: %s.", path, mind(callback))
-        return _load_and_try(file, path, allowed, diagnosis.sha256)
+        return _load_and_try(file, path, allowed, diagnosis.sha256, device)
 
 
-def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str], sha256: str) -> LearnerEngine:
+def _load_and_try(file: IO[bytes], path: Path, allowed: Collection[str], sha256: str, device: str) -> LearnerEngine:
     import_torch()
     try:
-        engine = LearnerEngine(_load(file, path, allowed), sha256)
+        engine = LearnerEngine(_load(file, path, allowed), sha256, device)
         engine.predict(Shown(blank_picture()))
         _ = engine.features  # found now, not when somebody asks
     except Exception as error:
@@ -176,17 +178,19 @@ def blank_picture() -> Image:
 
 
 class LearnerEngine:
-    """`learner.predict`, one call at a time, with nothing kept of the picture.
+    """`learner.predict` on one of torch's devices, one call at a time, with nothing kept of the picture.
 
     Raises:
         ModelFileError: the learner does not classify images.
     """
 
-    def __init__(self, learner: Learner, sha256: str = "") -> None:
-        self.about = {"engine": "learner", "precision": "float32", "model_sha256": sha256}
+    def __init__(self, learner: Learner, sha256: str = "", device: str = "cpu") -> None:
+        self.about = {"engine": "learner", "precision": "float32", "device": device, "model_sha256": sha256}
         self.labels = _labels(learner)
         self._item_class = _item_class(learner)
         self._learner = learner
+        learner.dls.to(device)
+        learner.model.to(device)
         self._one_at_a_time = threading.Lock()  # guards the learner's attributes, where predict keeps its state
 
     def predict(self, photo: Photo) -> Prediction:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pigeonhole.errors import NotCompiled
@@ -48,6 +48,11 @@ class Pipeline:
     network: nn.Module
     activation: Literal["softmax", "sigmoid"]
     threshold: float | None
+
+    def on(self, device: str) -> Pipeline:
+        """The same on one of torch's devices. The network is moved there, not copied."""
+        batch = tuple(_moved(step, device) for step in self.batch)
+        return replace(self, batch=batch, network=self.network.to(device))
 
 
 def understand(learner: Learner, mode: Literal["RGB", "L"]) -> Pipeline:
@@ -232,6 +237,14 @@ class Resample:
 
 
 BatchStep = Divide | Normalize | Resample
+
+
+def _moved(step: BatchStep, device: str) -> BatchStep:
+    """`step` with its tensors on `device`."""
+    import torch
+
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(step).items() if torch.is_tensor(value)}
+    return replace(step, **moved)
 
 
 def _divide(transform: Any) -> Divide:

@@ -27,11 +27,18 @@ class Pong(ResponseModel):
 class Ready(ResponseModel):
     """What answers, and how."""
 
-    example = {"success": "ready", "engine": "compiled", "precision": "float32", "model_sha256": "0123456789abcdef" * 4}
+    example = {
+        "success": "ready",
+        "engine": "compiled",
+        "precision": "float32",
+        "device": "cpu",
+        "model_sha256": "0123456789abcdef" * 4,
+    }
 
     success: Literal["ready"] = "ready"
     engine: str
     precision: str | LeftOut = None
+    device: str | LeftOut = None
     model_sha256: str | LeftOut = None
 
 

@@ -44,7 +44,8 @@ def test_where_all_is_well(folder: Path, caplog: pytest.LogCaptureFixture) -> No
     assert line.startswith(f"answers come from {folder / 'export.onnx'}, ")
     assert re.search(r"proven on \d+ pictures to within", line)
     engine = open_engine(Model(folder / "export.pkl", precision="exact"), open_probe)
-    assert engine.about == {"engine": "compiled", "precision": "float32", "model_sha256": sha256(folder / "export.pkl")}
+    about = {"engine": "compiled", "precision": "float32", "device": "cpu"}
+    assert engine.about == {**about, "model_sha256": sha256(folder / "export.pkl")}
 
 
 def other_export(folder: Path) -> None:
@@ -78,7 +79,7 @@ def test_stale(folder: Path, change: Callable[[Path], None], caplog: pytest.LogC
     change(folder)
     with caplog.at_level(logging.INFO, "pigeonhole"):
         assert served(folder) == "learner"
-    assert caplog.messages[-1].startswith("answers come from learner.predict: ")
+    assert caplog.messages[-1].startswith("answers come from learner.predict, on cpu: ")
     assert STALE[change] in caplog.messages[-1]
     with pytest.raises(CompiledFileError, match=STALE[change]) as refusal:
         served(folder, engine="compiled")
@@ -172,5 +173,7 @@ def test_somebody_elses_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_of_settings() -> None:
     """What is to be served is what the settings say."""
-    settings = Settings(model="x.pkl", engine="compiled", precision="exact", workers=3, model_sha256="a" * 64)
-    assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3)
+    settings = Settings(
+        model="x.pkl", engine="compiled", precision="exact", workers=3, model_sha256="a" * 64, device="mps"
+    )
+    assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3, "mps")

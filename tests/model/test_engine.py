@@ -45,6 +45,7 @@ class Says:
     probabilities: Sequence[float]
     precision: str = "float32"
     got: list[np.ndarray] = field(default_factory=list)
+    device: str = "cpu"
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         self.got.append(pixels)
