@@ -198,7 +198,7 @@ def test_a_peer(tmp_path: Path, compiled: Callable[[str], Path]) -> None:
     export.with_suffix(".labels").write_text("\n".join(labels))
     picture = tmp_path / "photo.png"
     picture.write_bytes(encoded(Image.new("RGB", (200, 200), "red")))
-    plan = Plan(rounds=1, seconds=0.2, seconds_of_sizes=0.1, warm_up=0.1, clients=(1, 8))
+    plan = Plan(rounds=1, seconds=0.2, seconds_of_sizes=0.1, warm_up=0.1, few_clients=(1, 8))
     photos = Photos({USUAL: [picture]}, [picture], {picture: label_of(export, picture)})
     (round_of,) = contest(plan, [PEER], export, photos, lambda _: None, lambda _: None)[PEER.key]
     assert [(cell["wrong"], cell["errors"]) for cell in round_of["cells"].values()] == [(0, {}), (0, {})]

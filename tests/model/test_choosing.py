@@ -16,7 +16,7 @@ from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import choosing
 from pigeonhole.model.card import sha256_of_file as sha256
 from pigeonhole.model.choosing import Model, check_model, compile_if_stale, open_engine
-from pigeonhole.settings import Settings
+from pigeonhole.settings import MIB, Settings
 from pigeonhole.wiring import model_of
 from tests.model.compiled import rewritten
 from tests.model.test_exports_compiled import FOLDER
@@ -174,6 +174,6 @@ def test_somebody_elses_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_of_settings() -> None:
     """What is to be served is what the settings say."""
     settings = Settings(
-        model="x.pkl", engine="compiled", precision="exact", workers=3, model_sha256="a" * 64, device="mps"
+        model="x.pkl", engine="compiled", precision="exact", workers=3, memory=99, model_sha256="a" * 64, device="mps"
     )
-    assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3, "mps")
+    assert model_of(settings) == Model(Path("x.pkl"), "a" * 64, frozenset(), "compiled", "exact", 3, 99 * MIB, "mps")
