@@ -17,7 +17,7 @@ test-faults: .venv/test  ## load, leaks, signals, disks, clocks: 20 minutes, on 
 	.venv/bin/pytest tests/faults
 
 bench: .venv/serve  ## against other servers: an environment for each, and hours; QUICK=--quick makes it minutes
-	.venv/bin/python -m benchmarks $(QUICK)
+	.venv/bin/python -m benchmarks all $(QUICK)
 
 image:  ## the container image `pigeonhole`, built with docker or podman
 	@tools/image.sh

@@ -1,6 +1,7 @@
 """Pigeonhole against its peers, how its cost grows, and where its time goes.
 
-    python -m benchmarks [--quick] [--peers NAME ...] [--out FOLDER]     the contest: hours; with --quick, minutes
+    python -m benchmarks all [--quick] [--out FOLDER]                    all that follows: `make bench`
+    python -m benchmarks [--quick] [--peers NAME ...] [--out FOLDER]     the contest: half an hour
     python -m benchmarks growth [--quick] [--out FOLDER] [WHAT ...]      labels, model size, cores, hours up
     python -m benchmarks phases [--quick] [--out FOLDER]                 each phase of a request beside its floor
     python -m benchmarks report [--out FOLDER]                           the contest's tables and plots anew
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     names = [peer.key for peer in EVERYONE]
     parser.add_argument(
-        "what", nargs="*", default=["contest"], help="contest (default), growth and its kinds, phases, report"
+        "what", nargs="*", default=["contest"], help="all, contest (default), growth and its kinds, phases, report"
     )
     parser.add_argument("--quick", action="store_true", help="one short round: whether everything works")
     parser.add_argument("--full", action="store_true", help="every server with every size and longer, for a night")
@@ -45,11 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results go")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="folder with train/CLASS and validation/CLASS")
     parser.add_argument("--model", type=Path, metavar="FILE", help="contest and phases: an export.pkl of yours")
-    parser.add_argument("--rounds", type=int, help="of the contest")
+    parser.add_argument("--rounds", type=int, help="of the contest (default 5) or of growth (default 3)")
+    parser.add_argument("--hours", type=float, default=2.0, help="of growth hours")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server that runs is ended, too
     what, *kinds = options.what
-    if what == "contest" and not kinds:
+    if what == "all" and not kinds:
+        for each in ("contest", "phases", "growth"):
+            main([each, *(argument for argument in arguments or sys.argv[1:] if argument != "all")])
+    elif what == "contest" and not kinds:
         plan = Plan.quick() if options.quick else Plan.full() if options.full else Plan()
         if options.rounds:
             plan = dataclasses.replace(plan, rounds=options.rounds)
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif what == "growth":
         from benchmarks.growth import run_growth
 
-        run_growth(kinds, options.quick, options.photos, options.out)
+        run_growth(kinds, options.quick, options.photos, options.out, options.rounds or 3, options.hours)
     else:
         parser.error(f"{' '.join(options.what)} cannot be measured")
 

@@ -25,7 +25,7 @@ from benchmarks.photos import made_up, photo, sources
 from benchmarks.servers import EVERYONE, FRAMEWORKS, open_inference
 from pigeonhole.model.card import read_card
 from pigeonhole.model.recipe import Resize
-from tests.conftest import encoded, free_port
+from tests.conftest import ROOT, encoded, free_port
 from tests.model.test_exports_compiled import FOLDER
 
 PEER = next(peer for peer in EVERYONE if peer.key == "flask-openvino")
@@ -241,3 +241,20 @@ def test_open_inference() -> None:
     """MLServer, which takes no forms, gets the photo as base64 in the Open Inference Protocol's JSON."""
     assert open_inference(b"abc").startswith(b"POST /v2/models/classifier/infer HTTP/1.1\r\n")
     assert b'"data": ["YWJj"]' in open_inference(b"abc")
+
+
+def test_readme_says_what_was_measured() -> None:
+    """Every figure of the README's comparison stands in what `make bench` printed."""
+    printed = table_under((ROOT / "benchmarks/measured/results.md").read_text(), "## All at once")
+    told = table_under((ROOT / "README.md").read_text(), "## How fast")
+    assert len(told) > 5
+    for server, figures in told.items():
+        for name, figure in figures.items():
+            assert printed[server][name].split(" (")[0] == figure, (server, name)
+
+
+def table_under(text: str, heading: str) -> dict[str, dict[str, str]]:
+    """The first table behind `heading`: of each row, by its first cell, the cells by the names of their columns."""
+    lines = text[text.index(heading) :].split("\n\n|", 1)[1].split("\n\n", 1)[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines)
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}

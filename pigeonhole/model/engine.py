@@ -194,10 +194,6 @@ class Guard:
     shrunk: float
     threshold: float | None
 
-    def wider(self, other: Guard) -> Guard:
-        """What admits only what both do."""
-        return Guard(max(self.whole, other.whole), max(self.shrunk, other.shrunk), self.threshold)
-
     def admits(self, probabilities: np.ndarray, reduction: int) -> bool:
         values = log_odds(probabilities, self.threshold)
         reach = np.ptp(values) if self.threshold is None else np.abs(values).max()
