@@ -105,8 +105,8 @@ class Room:
 
     @property
     def cells_keep_memory(self) -> bool:
-        """Is there room for it? Where only one picture at a time has room, there is not."""
-        return self.decoding > 1
+        """Is there room for it?"""
+        return _cells_keep_memory(self.decoding)
 
     def pixels(self, bytes_a_pixel: int = JPEG) -> int:
         """Of the largest picture that there is memory for, if nothing else is decoded meanwhile."""
@@ -145,10 +145,15 @@ def _decoding(box: Box, shape: Shape) -> Iterator[int]:
     yield from sorted({box.cores, 1}, reverse=True)
 
 
+def _cells_keep_memory(decoding: int) -> bool:
+    """Where only one picture at a time has room, there is none for what cells could keep."""
+    return decoding > 1
+
+
 def _room(box: Box, held: Held, shape: Shape) -> Room:
     assert shape.decoding is not None
     decoding = shape.decoding
-    kept = KEPT if decoding > 1 else 0
+    kept = KEPT if _cells_keep_memory(decoding) else 0
     cells = NURSERY + decoding * (CELL + kept) if shape.is_sandboxed else 0
     total = held.master + FILES + shape.workers * (held.worker + cells + shape.threads * THREAD)
     free = (box.memory - total) // shape.workers

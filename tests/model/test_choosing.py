@@ -22,15 +22,6 @@ from tests.model.compiled import rewritten
 from tests.model.test_exports_compiled import FOLDER
 
 
-@pytest.fixture
-def folder(tmp_path: Path, compiled: Callable[[str], Path]) -> Path:
-    """An export and its compiled file."""
-    (tmp_path / "model").mkdir()
-    shutil.copy(FOLDER / "plain.pkl", tmp_path / "model" / "export.pkl")
-    shutil.copy(compiled("plain"), tmp_path / "model" / "export.onnx")
-    return tmp_path / "model"
-
-
 def served(folder: Path, name: str = "export.pkl", **options: Any) -> str:
     """Which engine serves the model in `folder`."""
     return open_engine(Model(folder / name, **options), open_probe).about["engine"]

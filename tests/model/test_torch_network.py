@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 import subprocess
 import sys
 import threading
@@ -243,15 +242,6 @@ def test_it_ends_with_the_process() -> None:
 def described(kind: str) -> Pipeline:
     engine = open_learner(FOLDER / f"{kind}.pkl")
     return understand(engine.learner, engine.mode)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, compiled: Callable[[str], Path]) -> Path:
-    """An export and its compiled file."""
-    (tmp_path / "model").mkdir()
-    shutil.copy(FOLDER / "plain.pkl", tmp_path / "model" / "export.pkl")
-    shutil.copy(compiled("plain"), tmp_path / "model" / "export.onnx")
-    return tmp_path / "model"
 
 
 @pytest.fixture
