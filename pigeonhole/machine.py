@@ -7,6 +7,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -104,16 +105,21 @@ def reuse_memory(overwrites: bool) -> None:
 
 def _set_malloc(mapped_from: int, kept: int, overwrites: bool) -> None:
     with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, mapped_from)
-        libc.mallopt(M_TRIM_THRESHOLD, kept)
-        libc.mallopt(M_PERTURB, int(overwrites))
+        set_option = _libc().mallopt
+        set_option(M_MMAP_THRESHOLD, mapped_from)
+        set_option(M_TRIM_THRESHOLD, kept)
+        set_option(M_PERTURB, int(overwrites))
 
 
 def trim_memory() -> None:
     """Have glibc hand back now what was freed before, 8 MB of what loading a model took."""
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc().malloc_trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _groups(controller: str, cgroups: Path, own: Path) -> list[Path]:

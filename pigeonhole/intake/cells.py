@@ -5,7 +5,7 @@ milliseconds and shares its memory. It ends when its socket is closed at the oth
 
 What is sent to a cell is pickled, since it comes from us; what it answers is not, since it may be lying:
 
-    an Opening, and the picture's file with it  ->  OK, width and height as stored, bytes needed | a refusal
+    an Opening, and the picture's file with it  ->  OK, what its header tells | a refusal
     a Turning                                   ->  OK, the turn | a refusal
     a Decoding                                  ->  OK, the turn, then uint8 pixels in packets | a refusal
     None: let go of the picture                 ->  nothing
@@ -43,8 +43,9 @@ REFUSALS: tuple[type[RequestError], ...] = (
     TooManyPixels,
     UnsupportedType,
 )  # by a refusal's first byte, counted from 1
-HEADER = Struct("<BIIQ")
+HEADER = Struct("<BIIQB")  # width and height as stored, the bytes needed, the turn
 TURN = Struct("<BB")
+NO_TURN, NOT_TOLD = 0, 255  # else the turn is Pillow's number for it, plus 1
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _answered(asked: socket.socket, request: Request, file: IO[bytes] | None, ph
         else:  # what was kept is not counted beside it
             give_memory_back()
             trim_memory()
-        asked.send(HEADER.pack(OK, *photo.header.size, photo.bytes_needed))
+        asked.send(_header_of(photo))
     elif isinstance(request, Turning) and photo is not None:
         asked.send(_turn_of(photo))
     elif isinstance(request, Decoding) and photo is not None:
@@ -178,8 +179,18 @@ def _answered(asked: socket.socket, request: Request, file: IO[bytes] | None, ph
     return photo
 
 
+def _header_of(photo: Photo) -> bytes:
+    header = photo.header
+    turn = NOT_TOLD if header.turn is None else _number(*header.turn)
+    return HEADER.pack(OK, *header.size, header.bytes_needed, turn)
+
+
 def _turn_of(photo: Photo) -> bytes:
-    return TURN.pack(OK, 0 if photo.turn is None else photo.turn + 1)
+    return TURN.pack(OK, _number(photo.turn))
+
+
+def _number(turn: Image.Transpose | None) -> int:
+    return NO_TURN if turn is None else turn + 1
 
 
 def _refuse(asked: socket.socket, refusal: RequestError) -> None:

@@ -33,8 +33,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
+TURN_BEHIND_PIXELS = ("PNG", "TIFF")  # what may tell it there
 TURNS_SIDEWAYS = (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+Turn = tuple[Image.Transpose | None]
 Orientation = Literal["upright", "as-stored"]
 
 DCT_FACTORS = (2, 4, 8)  # by which libjpeg can shrink a picture while it decodes it
@@ -77,10 +78,14 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's header tells: width and height as stored, and how many bytes decoding it takes at most."""
+    """What a picture's header tells: width and height as stored, and how many bytes decoding it takes at most.
+
+    `turn` is how it has to be turned, in a tuple; without one, the header does not tell.
+    """
 
     size: tuple[int, int]
     bytes_needed: int
+    turn: Turn | None
 
 
 class Photo:
@@ -91,9 +96,9 @@ class Photo:
 
     def __init__(self, file: IO[bytes], limits: Limits, orientation: Orientation) -> None:
         self._file, self._limits, self._orientation = file, limits, orientation
-        self._turn: tuple[Image.Transpose | None] | None = None  # as soon as it is known
         self._format = sniff(file, limits.formats)
         self._header = self._read_header()
+        self._turn = self._header.turn  # as soon as it is known
 
     @property
     def header(self) -> Header:
@@ -161,7 +166,8 @@ class Photo:
     def _read_header(self) -> Header:
         file_size = self._file.seek(0, os.SEEK_END)
         with self._opened() as image:
-            return Header(image.size, bytes_to_decode(image, self._may_be_turned(image), file_size))
+            turn = None if image.format in TURN_BEHIND_PIXELS else (self._turn_of(image),)
+            return Header(image.size, bytes_to_decode(image, turn != (None,), file_size), turn)
 
     @property  # a cached one would lock all photos while one of them looks
     def turn(self) -> Image.Transpose | None:
@@ -173,10 +179,6 @@ class Photo:
     def _find_turn(self) -> Image.Transpose | None:
         with self._opened() as image:
             return self._turn_of(image)
-
-    def _may_be_turned(self, image: Image.Image) -> bool:
-        """As far as the header tells; it does not of these two."""
-        return image.format in ("PNG", "TIFF") or self._turn_of(image) is not None
 
     def _turn_of(self, image: Image.Image) -> Image.Transpose | None:
         if self._orientation == "as-stored" or image.format == "TIFF":  # which Pillow turns by itself

@@ -30,6 +30,8 @@ from pigeonhole.errors import BrokenImage, Overloaded
 from pigeonhole.intake.cells import (
     HEADER,
     MOST_SAID,
+    NO_TURN,
+    NOT_TOLD,
     OK,
     PACKET,
     READY,
@@ -144,10 +146,10 @@ class ConfinedPhoto(Photo):
         finally:
             os.close(descriptor)
         with self._cell.believed():
-            _, width, height, bytes_needed = HEADER.unpack(said)
+            _, width, height, bytes_needed, turn = HEADER.unpack(said)
             if not (0 < width <= self._limits.side and 0 < height <= self._limits.pixels // width):
                 raise ValueError("no such picture is opened")
-            return Header((width, height), bytes_needed)
+            return Header((width, height), bytes_needed, None if turn == NOT_TOLD else (_turn_numbered(turn),))
 
     def _find_turn(self) -> Image.Transpose | None:
         return self._turn_in(self._cell.asked(Turning()))
@@ -167,7 +169,11 @@ class ConfinedPhoto(Photo):
     def _turn_in(self, said: bytes) -> Image.Transpose | None:
         with self._cell.believed():
             _, turn = TURN.unpack(said)
-            return Image.Transpose(turn - 1) if turn else None
+            return _turn_numbered(turn)
+
+
+def _turn_numbered(number: int) -> Image.Transpose | None:
+    return None if number == NO_TURN else Image.Transpose(number - 1)
 
 
 class Cell:

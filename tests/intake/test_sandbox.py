@@ -23,7 +23,7 @@ from PIL import Image
 from app import create_app
 from pigeonhole.errors import BrokenImage, EmptyImage, NotAnImage, Overloaded, RequestError, TooManyPixels
 from pigeonhole.intake.confinement import is_possible
-from pigeonhole.intake.pictures import open_photo
+from pigeonhole.intake.pictures import EXIF_ORIENTATION, open_photo
 from pigeonhole.intake.sandbox import Sandbox
 from pigeonhole.intake.uploads import Uploads
 from pigeonhole.machine import anonymous_memory
@@ -166,7 +166,7 @@ def test_nobody_waits_for_another_to_look(sandbox: Sandbox, uploads: Path) -> No
     with Uploads(uploads) as files:
         first, second = files.new(), files.new()
         for file in (first, second):
-            file.write(encoded(Image.new("RGB", (9, 9)), "JPEG"))
+            file.write(encoded(Image.new("RGB", (9, 9)), "PNG"))
         slow, quick = (sandbox.opened(file, LIMITS, "upright") for file in (first, second))
         with slow as stalled, quick as other, ThreadPoolExecutor(1) as pool:
             signal.pidfd_send_signal(stalled._cell._handle, signal.SIGSTOP)
@@ -177,6 +177,18 @@ def test_nobody_waits_for_another_to_look(sandbox: Sandbox, uploads: Path) -> No
             assert time.monotonic() - began < SECONDS / 2
             with pytest.raises(BrokenImage):
                 waiting.result()
+
+
+def test_a_jpeg_is_asked_once_which_way_is_up(sandbox: Sandbox, uploads: Path) -> None:
+    """Its header tells, so that opening it is enough."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    with Uploads(uploads) as files:
+        file = files.new()
+        file.write(encoded(Image.new("RGB", (9, 5)), "JPEG", exif=exif))
+        with sandbox.opened(file, LIMITS, "upright") as photo:
+            signal.pidfd_send_signal(photo._cell._handle, signal.SIGSTOP)
+            assert photo.size == (5, 9)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
