@@ -5,8 +5,10 @@ bit, which no server of the contest could be blamed for, and the guard of ours w
 trained for a while, from a fixed seed: all of it on small pictures, then its head at full size, until it is sure of
 what it was trained on. How far its answers are decided, and how many of ours were computed twice, the results tell.
 
-How much work an answer is does not depend on the weights, so those that are only timed (`untrained`) are not trained.
-One of their labels gets a bias: their answers are decided, as those of a trained learner are, though always the same.
+How much work a forward pass is does not depend on the weights, so those that are only timed (`untrained`) are not
+trained. Random layers magnify what rounding does, ten times as much as trained ones, and the guard would compute all of
+their answers twice or find no fast way; so what normalizes gets the statistics of photos, the last layer says little,
+and one label gets a bias. Their answers are decided, as those of a trained learner are, though always the same.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Stage:
 STAGES = (Stage(112, 20, 2e-3), Stage(SIDE, 3, 3e-4))  # most of it on pictures with a quarter of the pixels
 # log-odds: enough for the guard, and so few that probes are doubtful, without which there is no fast way
 DECIDED = 1.5
+SAYS_LITTLE = 0.03  # times its weights
+CALIBRATED_ON = 256  # photos
 
 
 def trained(photos: Path, output: Path, arch: str = "resnet34", stages: Sequence[Stage] = STAGES) -> None:
@@ -110,7 +114,10 @@ def _square(path: Path) -> Any:
 
 
 def untrained(photos: Path, output: Path, arch: str, labels: int = 0) -> None:
-    """Export `arch` with random weights, for the classes of `photos` and as many more labels as make it `labels`."""
+    """Export `arch` with random weights, for the classes of `photos` and as many more labels as make it `labels`.
+
+    Its batch normalizations get the mean statistics of photos; without them, numbers grow from layer to layer.
+    """
     import_torch()
     import torch
     from fastai.data.transforms import get_image_files
@@ -121,11 +128,30 @@ def untrained(photos: Path, output: Path, arch: str, labels: int = 0) -> None:
     classes = sorted({path.parent.name for path in files})
     classes += [f"label {number}" for number in range(len(classes), labels)]
     learn = _learner(_loaders(files[:: max(1, len(files) // 64)], classes), arch)
+    _calibrate(learn.model, files[:: max(1, len(files) // CALIBRATED_ON)])
     last = [layer for layer in learn.model.modules() if isinstance(layer, torch.nn.Linear)][-1]
     bias = torch.zeros(last.out_features)
     bias[0] = DECIDED
-    last.bias = torch.nn.Parameter(bias)
+    last.bias, last.weight = torch.nn.Parameter(bias), torch.nn.Parameter(last.weight.detach() * SAYS_LITTLE)
     _export(learn, output)
+
+
+def _calibrate(network: Any, paths: Sequence[Path]) -> None:
+    import torch
+    from fastai.vision.core import imagenet_stats
+
+    network.eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
+            layer.train()
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in imagenet_stats)
+    pictures = torch.stack([torch.from_numpy(_square(path)) for path in paths]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        for batch in pictures.split(BATCH):
+            network((batch.float() / 255 - mean) / deviation)
+    network.eval()
 
 
 def references(export: Path, photos: Sequence[Path]) -> list[tuple[str, float]]:
