@@ -123,7 +123,9 @@ class OpenVINONetwork:
         for_many: bool = False,
     ) -> None:
         self._names = (PROBABILITIES, *also)
-        self._compiled = compile_part(part(model, self._names, [PICTURES]), precision, cores, for_many)
+        answers = part(model, self._names, [PICTURES])
+        answers.reshape({PICTURES: [1, *list(answers.input(PICTURES).get_partial_shape())[1:]]})
+        self._compiled = compile_part(answers, precision, cores, for_many)
         self.precision: NumberFormat = precision
         self._idle: deque[Any] = deque()  # requests nobody uses; appending and popping are atomic
 

@@ -25,8 +25,9 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -106,23 +107,36 @@ def load_compiled(
     room = (memory or usable_memory()) // workers
     may_copy = networks is None and cores > 1 and _has_room_for_copies(path.stat().st_size, room)
     at_once = cores if may_copy else 1
-    try:
-        model = core.read_model(path)
-        on_cpu = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
-        network = (networks and networks("float32")) or on_cpu
-        exact = CompiledEngine(card, network, None)
-        answers = check_exact(exact, open_photo, at_once)
-    except StartError:
-        raise
-    except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
-        raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
-    explainer = None if card.unexplained else _explainer(exact, model, on_cpu, cores, open_photo)
-    make_fast = partial(_fast_networks, model, cores, may_copy, networks)
-    fast = None if precision == "exact" else _fast_way(exact, answers, make_fast, open_photo, at_once)
+    with _beside(may_copy) as beside:
+        try:
+            model = core.read_model(path)
+            make_fast = partial(_fast_networks, model, cores, may_copy, networks)
+            fast_networks = list if precision == "exact" else beside(make_fast)
+            on_cpu = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
+            network = (networks and networks("float32")) or on_cpu
+            exact = CompiledEngine(card, network, None)
+            answers = check_exact(exact, open_photo, at_once)
+        except StartError:
+            raise
+        except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
+            raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
+        make_explainer = beside(partial(_explainer, exact, model, on_cpu, cores, open_photo))
+        fast = None if precision == "exact" else _fast_way(exact, answers, fast_networks, open_photo, at_once)
+        explainer = make_explainer()
     if may_copy and (fast is None or fast.network is network):
         both = _for_many_too(exact, network, model, cores, open_photo)
         return CompiledEngine(card, both, fast and FastWay(both, fast.guard), count, explainer)
     return CompiledEngine(card, network, fast, count, explainer)
+
+
+@contextmanager
+def _beside(may_copy: bool) -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
+    """What begins something in a thread of its own, where there is room to do two things at once, and gives its result.
+
+    Else it is done when the result is asked for.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda what: pool.submit(what).result if may_copy else what
 
 
 def _has_room_for_copies(file: int, memory: int) -> bool:
@@ -147,6 +161,8 @@ def _explainer(
     exact: CompiledEngine, model: openvino.Model, network: OpenVINONetwork, cores: int, open_photo: OpenPhoto
 ) -> Explainer | None:
     """What shows where the model looked, if it shows here what was proven; else there are answers, and no heatmaps."""
+    if exact.card.unexplained:
+        return None
     try:
         explainer = Explainer(model, network, cores)
         if looks_as_proven(exact, explainer, open_photo):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 from flask import Flask
 
 from pigeonhole.errors import SettingsError
 from pigeonhole.machine import give_memory_back, trim_memory
 from pigeonhole.model.predictor import Engine
+from pigeonhole.settings import Settings
 from pigeonhole.sizing import Room
 from pigeonhole.web.classifier import sandbox
 from pigeonhole.web.log_lines import start_logging
@@ -26,14 +28,19 @@ def prepare_process(app: Flask) -> Engine:
     settings = app.config["SETTINGS"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash leaves on the disk would hold photos
     start_logging(settings.log_level)
-    engine: Engine = app.extensions["predictor"].load()
-    if settings.sandbox != "off":
-        works = sandbox(settings.formats).works  # the first cell, and the word of warning if there is none
-        if settings.sandbox == "on" and not works:
-            raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
+    with ThreadPoolExecutor(1) as beside:  # what cells are forked from loads while the model does
+        works = beside.submit(_cells_work, settings)
+        engine: Engine = app.extensions["predictor"].load()
+    if settings.sandbox == "on" and not works.result():
+        raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
     if engine.about["engine"] == "compiled":
         give_memory_back()
         trim_memory()
     room: Room = app.extensions["measured"].room
     log.info("memory: %s", room)
     return engine
+
+
+def _cells_work(settings: Settings) -> bool:
+    """Ask for the first cell, which says a word of warning if there is none; not where none is wanted."""
+    return settings.sandbox != "off" and sandbox(settings.formats).works
