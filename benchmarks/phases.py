@@ -40,7 +40,7 @@ def run_phases(quick: bool, model: Path | None, photos: Path | None, out: Path) 
     ours = EVERYONE[0]
     install(ours.framework, ours.needs)
     learner = preparing.chosen(model, photos)
-    plan = Plan(kinds=("jpeg",), megapixels=(USUAL[0], LARGE[0]), photos=4, answers=1)
+    plan = Plan(kinds=("jpeg",), megapixels=(USUAL[0], LARGE[0]), photos=12, answers=1)
     pictures = preparing.photos_of(plan, learner, photos)
     servers, load = cores_of()
     arithmetic = _python("benchmarks.peak", str(learner.export), str(len(servers)))

@@ -22,8 +22,8 @@ The map, and the direction of imports (left may import right, never back):
     measuring       the service, run here for a moment: what it holds and how much it answers
     wiring          from the settings to the model they name
     model           from picture to Prediction; the only rooms where torch, fastai and OpenVINO are imported, and late;
-                    what serves: choosing -> known_answers -> explainer -> engine -> card -> recipe; choosing ->
-                    torch_network -> tracing, engine, where a GPU computes; what compiles:
+                    what serves: choosing -> loading -> known_answers, explainer -> engine -> card -> recipe;
+                    choosing -> torch_network -> tracing, engine, where a GPU computes; what compiles:
                     compiler -> tracing -> pipeline, gradcam; probes -> card, recipe; what both draw: explain
     model/store     where MODEL comes from when it is an address: fetching -> remotes -> troubles, cache -> addresses
     model/export    an export.pkl, opened without running it: learner -> doctor, building; doctor -> container, anatomy;

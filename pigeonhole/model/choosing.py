@@ -15,8 +15,9 @@ from pigeonhole.errors import CompiledFileError, ModelFileError, PackagesMissing
 from pigeonhole.model.card import COMPILE, Card, is_ours, read_card, sha256_of_file
 from pigeonhole.model.doctor import notebook_beside
 from pigeonhole.model.export.container import check_file
-from pigeonhole.model.known_answers import Networks, OpenPhoto, Precision, load_compiled
+from pigeonhole.model.known_answers import OpenPhoto
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.loading import Networks, Precision, load_compiled
 from pigeonhole.model.pipeline import understand
 from pigeonhole.model.predictor import Engine
 from pigeonhole.model.torch_network import NEEDED, Device, check_device, networks

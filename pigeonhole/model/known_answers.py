@@ -22,48 +22,21 @@ that passed the guard had another label than the exact one.
 from __future__ import annotations
 
 import io
-import logging
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from pigeonhole.errors import CompiledFileError, PackagesMissing, StartError
-from pigeonhole.machine import anonymous_memory, usable_cores, usable_memory
-from pigeonhole.model.card import COMPILE, FEATURES, Card, Probe, read_card
-from pigeonhole.model.engine import (
-    OTHER_HERE,
-    ByDemand,
-    CompiledEngine,
-    Explains,
-    FastWay,
-    Guard,
-    Network,
-    NumberFormat,
-    OpenVINONetwork,
-    answer,
-    log_odds,
-    openvino_core,
-)
-from pigeonhole.model.explainer import Explainer
+from pigeonhole.errors import CompiledFileError
+from pigeonhole.model.card import Card, Probe
+from pigeonhole.model.engine import CompiledEngine, Explains, Guard, Network, answer, log_odds
 from pigeonhole.model.predictor import Photo, Prediction
-
-if TYPE_CHECKING:
-    import openvino
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OpenPhoto = Callable[[IO[bytes]], Photo]
-Networks = Callable[[NumberFormat], Network | None]  # the network in a precision; None where it is not to be had
-Precision = Literal["auto", "exact"]
 
 EXACT = 1e-4  # largest difference of a probability from learner.predict's, in float32
 EXACT_GRID = 1e-3  # largest difference of a grid, whose largest value is 1, from the learner's
@@ -72,135 +45,7 @@ LOG_ODDS = 0.01  # the same as EXACT for certain answers, whose probabilities ha
 SMALLEST = 0.01  # log-odds; a deviation that is assumed even where the probes show less
 NEAR = 2.0  # log-odds; a label 7 times less probable than the best, or than the threshold
 ENOUGH = 3  # probes that have a label so near; fewer tell nothing about the doubtful pictures of other people
-LITTLE = 0.1  # of the memory that is left, for weights that are there already
 LARGEST = 0.5  # log-odds; a way that is further off would have nearly every picture computed again
-
-
-def load_compiled(
-    path: Path,
-    open_photo: OpenPhoto,
-    precision: Precision = "auto",
-    workers: int = 1,
-    memory: int | None = None,
-    count: Callable[[str], object] = lambda way: None,
-    networks: Networks | None = None,
-) -> CompiledEngine:
-    """The engine of the compiled file in `path`, with the fast way if `precision` allows it and its answers do.
-
-    `workers` processes share the cores, and `memory` in bytes, which is what the system leaves unless it is told.
-    `count` is called with the way that each picture went (one of `engine.WAYS`). `networks` makes others than
-    OpenVINO's of the same learner, on a GPU, which have to give the same answers; heatmaps stay OpenVINO's.
-
-    Raises:
-        CompiledFileError: the file is damaged, or its answers here are not those it was proven with.
-        ModelFileError: the device of `networks` does not compute it.
-        PackagesMissing: OpenVINO is not installed.
-    """
-    try:
-        core = openvino_core()
-    except ImportError as error:
-        raise PackagesMissing("openvino is not installed here; `make serve` installs it.") from error
-    card = read_card(path)
-    if not (card.probes and card.labels):
-        raise CompiledFileError(f"{path} holds nothing to test it by; {COMPILE}")
-    cores = max(1, usable_cores() // workers)
-    room = (memory or usable_memory()) // workers
-    may_copy = networks is None and cores > 1 and _has_room_for_copies(path.stat().st_size, room)
-    at_once = cores if may_copy else 1
-    with _beside(may_copy) as beside:
-        try:
-            model = core.read_model(path)
-            make_fast = partial(_fast_networks, model, cores, may_copy, networks)
-            fast_networks = list if precision == "exact" else beside(make_fast)
-            on_cpu = OpenVINONetwork(model, "float32", cores, also=() if card.unexplained else (FEATURES,))
-            network = (networks and networks("float32")) or on_cpu
-            exact = CompiledEngine(card, network, None)
-            answers = check_exact(exact, open_photo, at_once)
-        except StartError:
-            raise
-        except Exception as error:  # of OpenVINO, or of numpy where the graph takes other pixels
-            raise CompiledFileError(f"{path} cannot be run here ({type(error).__name__}); {COMPILE}") from error
-        make_explainer = beside(partial(_explainer, exact, model, on_cpu, cores, open_photo))
-        fast = None if precision == "exact" else _fast_way(exact, answers, fast_networks, open_photo, at_once)
-        explainer = make_explainer()
-    if may_copy and (fast is None or fast.network is network):
-        both = _for_many_too(exact, network, model, cores, open_photo)
-        return CompiledEngine(card, both, fast and FastWay(both, fast.guard), count, explainer)
-    return CompiledEngine(card, network, fast, count, explainer)
-
-
-@contextmanager
-def _beside(may_copy: bool) -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
-    """What begins something in a thread of its own, where there is room to do two things at once, and gives its result.
-
-    Else it is done when the result is asked for.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        yield lambda what: pool.submit(what).result if may_copy else what
-
-
-def _has_room_for_copies(file: int, memory: int) -> bool:
-    """Would a second copy of the weights, whose file has so many bytes, take little of the memory that is left?"""
-    return file < (memory - anonymous_memory(os.getpid())) * LITTLE
-
-
-def _for_many_too(
-    exact: CompiledEngine, network: Network, model: openvino.Model, cores: int, open_photo: OpenPhoto
-) -> Network:
-    """`network`, and beside it one for several callers at once; if that one answers as was proven, too."""
-    try:
-        many = OpenVINONetwork(model, "float32", cores, for_many=True)
-        check_exact(CompiledEngine(exact.card, many, None), open_photo, cores)
-    except Exception:  # of OpenVINO
-        log.warning("several pictures at once are not computed faster on this machine", exc_info=True)
-        return network
-    return ByDemand(network, many)
-
-
-def _explainer(
-    exact: CompiledEngine, model: openvino.Model, network: OpenVINONetwork, cores: int, open_photo: OpenPhoto
-) -> Explainer | None:
-    """What shows where the model looked, if it shows here what was proven; else there are answers, and no heatmaps."""
-    if exact.card.unexplained:
-        return None
-    try:
-        explainer = Explainer(model, network, cores)
-        if looks_as_proven(exact, explainer, open_photo):
-            return explainer
-        log.warning(OTHER_HERE)
-    except Exception:  # of OpenVINO
-        log.warning("heatmaps cannot be computed on this machine; none are shown", exc_info=True)
-    return None
-
-
-def _fast_networks(model: openvino.Model, cores: int, may_copy: bool, networks: Networks | None) -> list[Network]:
-    """What may compute the fast way; nothing where bfloat16 is not to be had."""
-    if networks is not None:
-        network = networks("bfloat16")
-        return [] if network is None else [network]
-    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return []
-    for_many = [False, True] if may_copy else [False]
-    return [OpenVINONetwork(model, "bfloat16", cores, for_many=many) for many in for_many]
-
-
-def _fast_way(
-    exact: CompiledEngine,
-    answers: Sequence[Prediction],
-    make: Callable[[], list[Network]],
-    open_photo: OpenPhoto,
-    at_once: int,
-) -> FastWay | None:
-    try:
-        networks = make() or [exact.network]
-        guard = guard_of(exact, answers, open_photo, *networks, at_once=at_once)
-    except Exception:  # of OpenVINO, or torch
-        log.warning("the fast way does not run on this machine; it is not used", exc_info=True)
-        return None
-    if guard is None:
-        log.warning("the fast way is too far off on this machine, or cannot be judged; it is not used")
-        return None
-    return FastWay(ByDemand(*networks) if len(networks) > 1 else networks[0], guard)
 
 
 def _each(ask: Callable[[Probe], T], probes: Sequence[Probe], at_once: int) -> list[T]:

@@ -13,7 +13,7 @@ import numpy as np
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model.card import Card, read_card, write_compiled
 from pigeonhole.model.engine import CompiledEngine
-from pigeonhole.model.known_answers import load_compiled
+from pigeonhole.model.loading import load_compiled
 
 
 class Ways(Counter[str]):

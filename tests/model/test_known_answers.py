@@ -16,11 +16,12 @@ from PIL import Image
 from pigeonhole.errors import CompiledFileError
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.machine import anonymous_memory
-from pigeonhole.model import known_answers
+from pigeonhole.model import loading
 from pigeonhole.model.card import Card, read_card
 from pigeonhole.model.engine import ByDemand, CompiledEngine, OpenVINONetwork, openvino_core
-from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of, load_compiled
+from pigeonhole.model.known_answers import SMALLEST, agree, check_exact, deviation, guard_of
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.loading import load_compiled
 from pigeonhole.model.pipeline import Normalize, understand
 from pigeonhole.model.recipe import RandomResizedCrop, Recipe, Resize, Step
 from pigeonhole.model.tracing import trace
@@ -190,7 +191,7 @@ def test_copies_where_there_is_room(
     compiled_demo: Path, monkeypatch: pytest.MonkeyPatch, left: int, copies: bool
 ) -> None:
     """Weights are kept twice only where that takes little of the memory that is left; the answers are the same."""
-    monkeypatch.setattr(known_answers, "usable_cores", lambda: 2)
+    monkeypatch.setattr(loading, "usable_cores", lambda: 2)
     engine = load_compiled(compiled_demo, open_probe, memory=left + anonymous_memory(os.getpid()))
     assert isinstance(engine._fast.network, ByDemand) is copies  # type: ignore[union-attr]
     check_exact(engine, open_probe)

@@ -25,8 +25,9 @@ from pigeonhole.errors import CompiledFileError, ModelFileError, PackagesMissing
 from pigeonhole.intake.pictures import open_probe
 from pigeonhole.model import choosing
 from pigeonhole.model.choosing import Model, check_model, open_engine
-from pigeonhole.model.known_answers import EXACT, EXACT_GRID, load_compiled
+from pigeonhole.model.known_answers import EXACT, EXACT_GRID
 from pigeonhole.model.learner import open_learner
+from pigeonhole.model.loading import load_compiled
 from pigeonhole.model.pipeline import Divide, Pipeline, understand
 from pigeonhole.model.predictor import Shown
 from pigeonhole.model.probes import made_up
