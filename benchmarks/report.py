@@ -281,11 +281,11 @@ def line_plot(
         )
     if along_scale == "log":
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(along), [f"{place:.3g}" for place in along])
+        axes.set_xticks(list(along), [f"{round(place, 2):,g}" for place in along])
         axes.minorticks_off()
     axes.set_yscale(scale)
     if scale == "linear":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
