@@ -31,7 +31,7 @@ def prepare_process(app: Flask) -> Engine:
     with ThreadPoolExecutor(1) as beside:  # what cells are forked from loads while the model does
         works = beside.submit(_cells_work, settings)
         engine: Engine = app.extensions["predictor"].load()
-    if settings.sandbox == "on" and not works.result():
+    if not works.result() and settings.sandbox == "on":
         raise SettingsError("SANDBOX=on is not possible on this system; SANDBOX=off does without.")
     if engine.about["engine"] == "compiled":
         give_memory_back()
