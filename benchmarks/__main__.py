@@ -1,7 +1,7 @@
 """Pigeonhole against its peers, how its cost grows, and where its time goes.
 
     python -m benchmarks all [--quick] [--out FOLDER]                    all that follows: `make bench`
-    python -m benchmarks [--quick] [--peers NAME ...] [--out FOLDER]     the contest: half an hour
+    python -m benchmarks [--quick] [--peers NAME ...] [--out FOLDER]     the contest: 50 minutes
     python -m benchmarks growth [--quick] [--out FOLDER] [WHAT ...]      labels, model size, cores, hours up
     python -m benchmarks phases [--quick] [--out FOLDER]                 each phase of a request beside its floor
     python -m benchmarks report [--out FOLDER]                           the contest's tables and plots anew

@@ -60,7 +60,7 @@ def trained(photos: Path, output: Path, arch: str = "resnet34", stages: Sequence
     set_seed(SEED, reproducible=True)
     files = sorted(get_image_files(photos))
     learn = _learner(_loaders(files[:: max(1, len(files) // 64)], sorted({path.parent.name for path in files})), arch)
-    pictures = torch.stack([torch.from_numpy(_square(path)) for path in files]).permute(0, 3, 1, 2)
+    pictures = _pictures(files)
     labels = torch.tensor([learn.dls.vocab.o2i[path.parent.name] for path in files])
     learn.model.to(learn.dls.device, memory_format=torch.channels_last)
     for stage in stages:
@@ -75,11 +75,9 @@ def fit(network: Any, pictures: Any, labels: Any, stage: Stage) -> None:
     One cycle of the learning rate (Smith, arXiv:1708.07120), AdamW (arXiv:1711.05101), bfloat16 in the forward pass.
     """
     import torch
-    from fastai.vision.core import imagenet_stats
     from torch.nn.functional import cross_entropy, interpolate
 
     device = next(network.parameters()).device
-    mean, deviation = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in imagenet_stats)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     steps = stage.epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, total_steps=steps)
@@ -88,7 +86,7 @@ def fit(network: Any, pictures: Any, labels: Any, stage: Stage) -> None:
     for epoch in range(stage.epochs):
         losses = []
         for chosen in torch.randperm(len(labels)).split(BATCH)[: len(labels) // BATCH]:
-            batch = (pictures[chosen].to(device).float() / 255 - mean) / deviation
+            batch = _normalized(pictures[chosen].to(device))
             batch = interpolate(batch, size=stage.side + margin, mode="bilinear", antialias=True)
             top, left = torch.randint(margin + 1, (2,)).tolist()
             batch = batch[..., top : top + stage.side, left : left + stage.side]
@@ -106,6 +104,22 @@ def fit(network: Any, pictures: Any, labels: Any, stage: Stage) -> None:
             file=sys.stderr,
         )
     network.eval()
+
+
+def _pictures(paths: Sequence[Path]) -> Any:
+    """uint8, N×3×224×224."""
+    import torch
+
+    return torch.stack([torch.from_numpy(_square(path)) for path in paths]).permute(0, 3, 1, 2)
+
+
+def _normalized(batch: Any) -> Any:
+    """What a network of ImageNet's statistics sees of a uint8 `batch`, in float32, on the same device."""
+    import torch
+    from fastai.vision.core import imagenet_stats
+
+    mean, deviation = (torch.tensor(values, device=batch.device).view(1, 3, 1, 1) for values in imagenet_stats)
+    return (batch.float() / 255 - mean) / deviation
 
 
 def _square(path: Path) -> Any:
@@ -138,7 +152,6 @@ def untrained(photos: Path, output: Path, arch: str, labels: int = 0) -> None:
 
 def _calibrate(network: Any, paths: Sequence[Path]) -> None:
     import torch
-    from fastai.vision.core import imagenet_stats
 
     network.eval()
     for layer in network.modules():
@@ -146,11 +159,9 @@ def _calibrate(network: Any, paths: Sequence[Path]) -> None:
             layer.reset_running_stats()
             layer.momentum = None  # the mean of all batches
             layer.train()
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in imagenet_stats)
-    pictures = torch.stack([torch.from_numpy(_square(path)) for path in paths]).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        for batch in pictures.split(BATCH):
-            network((batch.float() / 255 - mean) / deviation)
+        for batch in _pictures(paths).split(BATCH):
+            network(_normalized(batch))
     network.eval()
 
 

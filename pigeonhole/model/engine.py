@@ -74,8 +74,7 @@ def part(
     results = [copy.output(name).get_node() for name in outputs]
     parameters = [copy.input(name).get_node() for name in inputs]
     if begin is not None:
-        first = copy.input(PICTURES)
-        copy.reshape({PICTURES: [1, *list(first.get_partial_shape())[1:]]})
+        take_one_picture(copy)
         folding = Manager()
         folding.register_pass(ConstantFolding())  # of what asks how many pictures there are
         folding.run_passes(copy)
@@ -86,6 +85,11 @@ def part(
         parameter.output(0).set_names({begin})
         parameters = [parameter, *parameters]
     return openvino.Model(results, parameters)
+
+
+def take_one_picture(model: openvino.Model) -> None:
+    """Have `model` take one picture at a time, for which OpenVINO makes its kernels when it compiles."""
+    model.reshape({PICTURES: [1, *list(model.input(PICTURES).get_partial_shape())[1:]]})
 
 
 def compile_part(
@@ -124,7 +128,7 @@ class OpenVINONetwork:
     ) -> None:
         self._names = (PROBABILITIES, *also)
         answers = part(model, self._names, [PICTURES])
-        answers.reshape({PICTURES: [1, *list(answers.input(PICTURES).get_partial_shape())[1:]]})
+        take_one_picture(answers)
         self._compiled = compile_part(answers, precision, cores, for_many)
         self.precision: NumberFormat = precision
         self._idle: deque[Any] = deque()  # requests nobody uses; appending and popping are atomic

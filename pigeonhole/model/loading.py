@@ -109,13 +109,13 @@ class _Loading:
 
     def engine(self, precision: Precision, count: Callable[[str], object]) -> CompiledEngine:
         """Raises CompiledFileError; and what OpenVINO, torch and numpy raise."""
-        make_fast = list if precision == "exact" else self._begun(self._fast_networks)
+        make_fast = None if precision == "exact" else self._begun(self._fast_networks)
         on_cpu = self._compiled("float32", also=() if self.card.unexplained else (FEATURES,))
         network = (self.networks and self.networks("float32")) or on_cpu
         exact = CompiledEngine(self.card, network, None)
         answers = check_exact(exact, self.open_photo, self.at_once)
         make_explainer = self._begun(partial(self._explainer, exact, on_cpu))
-        fast = None if precision == "exact" else self._fast_way(exact, answers, make_fast)
+        fast = make_fast and self._fast_way(exact, answers, make_fast)
         explainer = make_explainer()
         if self.has_room and (fast is None or fast.network is network):
             network = self._for_many_too(network)
